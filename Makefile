@@ -1,0 +1,36 @@
+# One command does all set-up: uv (from PyPI) builds .venv from the pinned requirements.lock.
+PYTHON ?= python3
+PY := .venv/bin/python
+RUN := runs/demo
+export JAX_PLATFORMS ?= cpu
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+.PHONY: setup test slow demo smoke lock clean
+
+setup: .venv/.installed
+
+.venv/.installed: requirements.lock
+	$(PYTHON) -m venv .uv
+	.uv/bin/python -m pip install --quiet "uv>=0.9"
+	.uv/bin/uv venv --quiet --clear .venv
+	.uv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.lock
+	touch $@
+
+test: setup
+	$(PY) -m pytest -q
+
+slow: setup
+	$(PY) -m pytest -q -m slow
+
+demo: setup
+	$(PY) -m tools.demo --workdir=$(RUN)
+
+smoke: setup
+	$(PY) -m dina.train --config=experiments/digits.py:smoke --workdir=runs/smoke
+
+lock: setup
+	.uv/bin/uv pip compile pyproject.toml --python .venv/bin/python --extra judges --extra test --upgrade \
+	  --no-emit-index-url --no-annotate --no-header --quiet -o requirements.lock
+
+clean:
+	rm -rf .venv .uv runs

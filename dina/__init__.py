@@ -1,0 +1,1 @@
+"""dina: training, sampling and evaluation of discrete native multimodal models."""

@@ -1,0 +1,1 @@
+"""The sparse decoder-only trunk: latent attention, shortcut experts and n-gram embedding."""

@@ -1,0 +1,174 @@
+"""The trunk: logical layers of two attentions, two dense blocks and one sparse block on a shortcut, then a norm.
+
+Parameters of all logical layers are stacked along a leading dimension and looped over by `nn.scan`.
+
+Legend: B rows, S positions, T cache slots, D width, L logical layers, E experts (real, then identity), C latent
+rank, R rotated values. Source: reference/backbone.md §1.2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from dina.backbone import rope
+from dina.backbone.attention import MLA
+from dina.backbone.config import BackboneConfig
+from dina.backbone.experts import SparseFFN
+from dina.backbone.linear import product
+from dina.backbone.norm import RMSNorm, fan_in
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Latents of every attention and slot (two attentions per logical layer), and which document a slot holds."""
+
+    latent_L2BTC: Float[Array, "L 2 B T C"]
+    key_L2BTR: Float[Array, "L 2 B T R"]
+    segment_BT: Int[Array, "B T"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BackboneOut:
+    """What the trunk returns; sums are local to the caller's shard.
+
+    Attributes:
+        h_BSD: hidden states after the final norm.
+        stream_BSD: the residual stream before it, in its compute type (hidden z-loss, backbone.md §7.2).
+        cache: updated cache, or None.
+        counts_LE: int32 selections of every expert over valid tokens.
+        router_z: (sum over layers and valid tokens of logsumexp(z)^2, number of valid tokens); their ratio is the
+            sum over layers of each layer's mean.
+        overflow: int32 (token, expert) pairs over buffer capacity, summed over layers; they took the exact slow path.
+    """
+
+    h_BSD: Float[Array, "B S D"]
+    stream_BSD: Float[Array, "B S D"]
+    cache: Cache | None
+    counts_LE: Int[Array, "L E"]
+    router_z: tuple[Float[Array, ""], Float[Array, ""]]
+    overflow: Int[Array, ""]
+
+
+def init_cache(cfg: BackboneConfig, batch: int, length: int) -> Cache:
+    """An empty cache of `length` slots for `batch` rows, in the compute type."""
+    shape, a, dtype = (cfg.layers, 2, batch, length), cfg.attention, jnp.dtype(cfg.dtype)
+    zeros = (jnp.zeros((*shape, a.kv_rank), dtype), jnp.zeros((*shape, a.rope), dtype))
+    return Cache(*zeros, jnp.zeros((batch, length), jnp.int32))
+
+
+class DenseFFN(nn.Module):
+    """SwiGLU without biases."""
+
+    hidden: int
+    dtype: str = "float32"
+    gain: float = 1.0
+
+    @nn.compact
+    def __call__(self, u_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """down(silu(gate(u)) * up(u))."""
+        width = u_BSD.shape[-1]
+        gate_BSF = product(u_BSD, self.param("gate", fan_in(), (width, self.hidden)), self.dtype)
+        up_BSF = product(u_BSD, self.param("up", fan_in(), (width, self.hidden)), self.dtype)
+        down_FD = self.param("down", fan_in(gain=self.gain), (self.hidden, width))
+        return product(jax.nn.silu(gate_BSF.astype(jnp.float32)) * up_BSF, down_FD, self.dtype)
+
+
+class LogicalLayer(nn.Module):
+    """Two attention and dense sub-layers; the sparse block reads the first and is added after the second."""
+
+    cfg: BackboneConfig
+    axes: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(self, x_BSD, bias_E, cache, rotary, segment_BS, valid_BS, cached_segment_BT, slot):
+        """One logical layer in the shape `nn.scan` wants: (x, (new cache, RoutingStats)).
+
+        Args:
+            x_BSD: residual stream.
+            bias_E: this layer's selection bias.
+            cache: ([2, B, T, C], [2, B, T, R]) or None.
+            rotary: cosines and sines of the positions.
+            segment_BS: document numbers, 0 = padding.
+            valid_BS: tokens that are routed.
+            cached_segment_BT: document numbers of all slots, or None.
+            slot: first slot of the new positions, or None.
+        """
+        cfg = self.cfg
+        gain = 1.0 / (4 * cfg.layers)  # five additions to the stream per layer; keeps its variance near 1 at the start
+        caches, shortcut = [], None
+        for i in (0, 1):
+            own = None if cache is None else (cache[0][i], cache[1][i])
+            u_BSD = RMSNorm(cfg.norm_eps, name=f"input_norm_{i}")(x_BSD)
+            mla = MLA(cfg.attention, cfg.dtype, gain, name=f"attention_{i}")
+            y_BSD, own = mla(u_BSD, rotary, segment_BS, own, cached_segment_BT, slot)
+            caches.append(own)
+            x_BSD = x_BSD + y_BSD.astype(x_BSD.dtype)
+            u_BSD = RMSNorm(cfg.norm_eps, name=f"post_norm_{i}")(x_BSD)
+            if i == 0:
+                shortcut, stats = SparseFFN(cfg.experts, cfg.dtype, gain, self.axes, name="experts")(u_BSD, bias_E, valid_BS)
+            x_BSD = x_BSD + DenseFFN(cfg.ffn, cfg.dtype, gain, name=f"ffn_{i}")(u_BSD).astype(x_BSD.dtype)
+        cache = None if cache is None else tuple(jnp.stack(parts) for parts in zip(*caches, strict=True))
+        return x_BSD + shortcut.astype(x_BSD.dtype), (cache, stats)
+
+
+class Backbone(nn.Module):
+    """All logical layers and the final norm. `axes`: mesh axes that must agree on the experts' slow path."""
+
+    cfg: BackboneConfig
+    axes: tuple[str, ...] = ()
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BSD: Float[Array, "B S D"],
+        position_BS: Int[Array, "B S"],
+        segment_BS: Int[Array, "B S"],
+        router_bias_LE: Float[Array, "L E"],
+        valid_BS: Bool[Array, "B S"] | None = None,
+        cache: Cache | None = None,
+        slot: Int[Array, ""] | int | None = None,
+    ) -> BackboneOut:
+        """Runs the trunk over packed rows, or over new positions of cached rows.
+
+        Args:
+            x_BSD: input embeddings.
+            position_BS: position of each token in its document.
+            segment_BS: document number; 0 is padding. Attention is causal and stays within a document.
+            router_bias_LE: selection biases (non-gradient state, see balance.py).
+            valid_BS: tokens that are routed and counted; default segment_BS > 0.
+            cache: trains without; with it, queries see the slots before them that hold their document.
+            slot: with a cache, the slot of the first new position, the same in all rows (prompts are left-padded).
+
+        Returns:
+            BackboneOut.
+        """
+        cfg = self.cfg
+        valid_BS = segment_BS > 0 if valid_BS is None else valid_BS
+        rotary = rope.table(position_BS, cfg.attention.rope, cfg.attention.theta)
+        layers, cached_segment_BT = None, None
+        if cache is not None:
+            cached_segment_BT = jax.lax.dynamic_update_slice_in_dim(cache.segment_BT, segment_BS.astype(jnp.int32), slot, 1)
+            layers = (cache.latent_L2BTC, cache.key_L2BTR)
+        layer = nn.remat(LogicalLayer, prevent_cse=False) if cfg.remat == "full" else LogicalLayer
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=(0, 0, *[nn.broadcast] * 5),
+            length=cfg.layers,
+            unroll=min(cfg.unroll, cfg.layers),
+        )
+        x_BSD, (layers, stats) = stack(cfg, self.axes, name="layers")(
+            x_BSD, router_bias_LE, layers, rotary, segment_BS, valid_BS, cached_segment_BT, slot
+        )
+        h_BSD = RMSNorm(cfg.norm_eps, name="final_norm")(x_BSD)
+        cache = None if cache is None else Cache(*layers, cached_segment_BT)
+        router_z = (jnp.sum(stats.z_sum), jnp.sum(valid_BS, dtype=jnp.float32))
+        return BackboneOut(h_BSD, x_BSD, cache, stats.count_E, router_z, jnp.sum(stats.overflow))

@@ -1,0 +1,187 @@
+"""Three equal ways to run real experts on the tokens that chose them; identity experts and padding never come here.
+
+'dense' runs every expert on every token and masks: the truth. 'gather' moves chosen tokens into one bounded buffer
+per expert and sends what does not fit through 'dense', so no token is ever lost. 'ragged' sorts the
+(token, expert) pairs by expert and multiplies row groups (`lax.ragged_dot`; on some TPU generations that compiles to
+a dense loop over experts, reference/tpu.md §4).
+
+Legend: N tokens, D width, E real experts, K selections per token, C buffer rows per expert, F hidden width,
+P = N*K pairs, Q rows of a buffer. An index of -1 means: no such row.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from dina import sharding
+from dina.backbone.config import ExpertsConfig
+
+
+class Experts(NamedTuple):
+    """SwiGLU weights of all real experts, in the compute type."""
+
+    gate_EDF: Float[Array, "E D F"]
+    up_EDF: Float[Array, "E D F"]
+    down_EFD: Float[Array, "E F D"]
+
+
+class Plan(NamedTuple):
+    """Where pairs go: buffer row -> its token and pair, and each token's selections -> buffer rows."""
+
+    token_Q: Int[Array, " Q"]
+    pair_Q: Int[Array, " Q"]
+    row_NK: Int[Array, "N K"]
+
+
+def run(cfg: ExpertsConfig, w: Experts, u_ND, expert_NK, weight_NK, axes: tuple[str, ...] = ()):
+    """Weighted sum of the chosen real experts of each token.
+
+    Args:
+        cfg: `dispatch` names the way.
+        w: expert weights.
+        u_ND: tokens, in the compute type.
+        expert_NK: chosen experts, distinct in a row; cfg.real and above are identity experts and are skipped.
+        weight_NK: combination weights, float32; 0 exactly where a token is padding.
+        axes: mesh axes over which the choice of the slow path must agree (DESIGN §4.6).
+
+    Returns:
+        The sum [N, D] in float32, and the number of pairs over capacity (int32, local; 0 except for 'gather').
+    """
+    # Padding is recognised by its zero weights; a real choice can only underflow to 0, and then adds nothing either.
+    key_NK = jnp.where((expert_NK < cfg.real) & (weight_NK != 0), expert_NK, cfg.real)
+    ways = {"dense": dense, "gather": functools.partial(gather, axes=axes), "ragged": ragged}
+    return ways[cfg.dispatch](cfg, w, u_ND, key_NK, weight_NK)
+
+
+def dense(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK):
+    """Every expert on every token, one expert at a time so that memory holds [N, F] and never [N, E, F]."""
+
+    @jax.checkpoint
+    def one(sum_ND, expert):
+        index, gate_DF, up_DF, down_FD = expert
+        weight_N = jnp.sum(jnp.where(key_NK == index, weight_NK, 0.0), -1)
+        hidden_NF = (jax.nn.silu((u_ND @ gate_DF).astype(jnp.float32)) * (u_ND @ up_DF)).astype(u_ND.dtype)
+        return sum_ND + weight_N[:, None] * (hidden_NF @ down_FD).astype(jnp.float32), None
+
+    zero_ND = jnp.zeros(u_ND.shape, jnp.float32)
+    return jax.lax.scan(one, zero_ND, (jnp.arange(cfg.real), *w))[0], jnp.int32(0)
+
+
+def capacity(cfg: ExpertsConfig, tokens: int) -> int:
+    """Buffer rows per expert: the balanced expectation with its margin, a multiple of 8, at most one per token."""
+    chosen = cfg.target_top_k or cfg.top_k * cfg.real / cfg.total
+    return min(tokens, 8 * math.ceil(cfg.capacity_factor * tokens * chosen / cfg.real / 8))
+
+
+def gather(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK, axes: tuple[str, ...]):
+    """Bounded buffers; pairs that find theirs full are added by `dense`, so the sum is exact and rarely slow.
+
+    The buffers are outside the conditional, so that its backward pass keeps nothing but the branch's inputs.
+    """
+    rows = capacity(cfg, len(u_ND))
+    order_P, start_E, count_E = sort_pairs(cfg.real, key_NK)
+    plan = buffer_plan(rows, key_NK, order_P, start_E, count_E)
+    x_ECD = spread(u_ND, plan.token_Q, plan.row_NK).reshape(cfg.real, rows, -1)
+    gate_ECF = jnp.einsum("ecd,edf->ecf", x_ECD, w.gate_EDF).astype(jnp.float32)
+    hidden_ECF = (jax.nn.silu(gate_ECF) * jnp.einsum("ecd,edf->ecf", x_ECD, w.up_EDF)).astype(u_ND.dtype)
+    y_ECD = jnp.einsum("ecf,efd->ecd", hidden_ECF, w.down_EFD)
+    y_ND = combine(y_ECD.reshape(cfg.real * rows, -1), weight_NK, plan)
+    spilled_NK = (plan.row_NK < 0) & (key_NK < cfg.real)
+    overflow = jnp.sum(spilled_NK, dtype=jnp.int32)
+    if rows == len(u_ND):  # every buffer holds every token
+        return y_ND, overflow
+
+    @jax.checkpoint  # keeps only the branch's inputs for its backward pass
+    def slow(w, u_ND, weight_NK):
+        return dense(cfg, w, u_ND, key_NK, weight_NK)[0]
+
+    def nothing(w, u_ND, weight_NK):
+        del w, weight_NK
+        return jnp.zeros(u_ND.shape, jnp.float32)
+
+    some = sharding.psum(overflow, axes) > 0
+    return y_ND + jax.lax.cond(some, slow, nothing, w, u_ND, jnp.where(spilled_NK, weight_NK, 0.0)), overflow
+
+
+def ragged(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK):
+    """Sorted pairs and grouped products; rows behind the last group are skipped pairs and stay zero."""
+    order_P, _, count_E = sort_pairs(cfg.real, key_NK)
+    real_P = jnp.arange(len(order_P)) < jnp.sum(count_E)
+    pair_P = jnp.where(real_P, order_P, -1)
+    row_NK = jnp.where(key_NK < cfg.real, inverse(order_P).reshape(key_NK.shape), -1)
+    plan = Plan(jnp.where(real_P, order_P // key_NK.shape[1], -1), pair_P, row_NK)
+    x_PD = spread(u_ND, plan.token_Q, plan.row_NK)
+    hidden_PF = jax.nn.silu(jax.lax.ragged_dot(x_PD, w.gate_EDF, count_E)) * jax.lax.ragged_dot(x_PD, w.up_EDF, count_E)
+    y_PD = jnp.where(real_P[:, None], jax.lax.ragged_dot(hidden_PF, w.down_EFD, count_E), 0)
+    return combine(y_PD, weight_NK, plan), jnp.int32(0)
+
+
+def sort_pairs(experts: int, key_NK):
+    """Pairs ordered by expert (stable), with each expert's first place and number of pairs."""
+    key_P = key_NK.reshape(-1)
+    order_P = jnp.argsort(key_P, stable=True).astype(jnp.int32)
+    count_E = jnp.sum(key_P[:, None] == jnp.arange(experts), 0, dtype=jnp.int32)
+    return order_P, jnp.cumsum(count_E) - count_E, count_E
+
+
+def inverse(order_P):
+    """The inverse of a permutation."""
+    return jnp.zeros_like(order_P).at[order_P].set(jnp.arange(len(order_P), dtype=order_P.dtype), unique_indices=True)
+
+
+def buffer_plan(rows: int, key_NK, order_P, start_E, count_E) -> Plan:
+    """Buffer row e * rows + c holds the c-th pair of expert e."""
+    place_C = jnp.arange(rows)
+    source_EC = jnp.clip(start_E[:, None] + place_C, 0, len(order_P) - 1)
+    pair_Q = jnp.where(place_C < count_E[:, None], order_P[source_EC], -1).reshape(-1)
+    rank_NK = inverse(order_P).reshape(key_NK.shape) - jnp.append(start_E, 0)[key_NK]
+    inside_NK = (key_NK < len(start_E)) & (rank_NK < rows)
+    row_NK = jnp.where(inside_NK, key_NK * rows + rank_NK, -1)
+    return Plan(jnp.where(pair_Q < 0, -1, pair_Q // key_NK.shape[1]), pair_Q, row_NK)
+
+
+def combine(y_QD, weight_NK, plan: Plan):
+    """Weights every buffer row and sums the rows of each token, in float32."""
+    weight_Q1 = spread(weight_NK.reshape(-1, 1), plan.pair_Q, plan.row_NK.reshape(-1, 1))
+    return collect(y_QD.astype(jnp.float32) * weight_Q1, plan.row_NK, plan.token_Q)
+
+
+# `spread` and `collect` are each other's transpose. Told so, the backward pass gathers rows where automatic
+# differentiation would scatter-add them one by one.
+
+
+@jax.custom_vjp
+def spread(x_ND: Array, token_Q: Array, row_NK: Array) -> Array:
+    """y_q = x[token_q]; row_NK lists, for each token, the rows q that hold it."""
+    del row_NK
+    return jnp.where(token_Q[:, None] >= 0, x_ND[jnp.maximum(token_Q, 0)], 0)
+
+
+@jax.custom_vjp
+def collect(y_QD: Array, row_NK: Array, token_Q: Array) -> Array:
+    """x_n = sum over k of y[row_nk]."""
+    del token_Q
+    return jnp.sum(jnp.where(row_NK[..., None] >= 0, y_QD[jnp.maximum(row_NK, 0)], 0), 1)
+
+
+def _no_gradient(index: Array) -> np.ndarray:
+    return np.zeros(index.shape, jax.dtypes.float0)
+
+
+def _transposed(other):
+    def backward(indices, cotangent):
+        a, b = indices
+        return other(cotangent, b, a), _no_gradient(a), _no_gradient(b)
+
+    return backward
+
+
+spread.defvjp(lambda x, token, row: (spread(x, token, row), (token, row)), _transposed(lambda g, row, token: collect(g, row, token)))
+collect.defvjp(lambda y, row, token: (collect(y, row, token), (row, token)), _transposed(lambda g, token, row: spread(g, token, row)))

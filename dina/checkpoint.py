@@ -1,0 +1,120 @@
+"""One stage's state on disk: parameters, statistics, optimizer, step, data position and identity as one atom.
+
+Orbax writes it asynchronously and commits it by a marker; a step without its marker does not exist. Restoring always
+goes through an abstract state with shardings, so any mesh can read what another wrote. Data position is one global
+index (examples consumed), because every batch is a pure function of its step.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from dina.config import InputError
+
+
+class Checkpoints:
+    """The checkpoints of one stage folder.
+
+    Args:
+        folder: `<workdir>/<stage>`; checkpoints go to its `checkpoints/`.
+        identity: hash of what the stage's result depends on; another identity in the folder is refused.
+        keep: how many steps are kept.
+    """
+
+    def __init__(self, folder: pathlib.Path, identity: str, keep: int = 2):
+        self.folder = folder
+        self.identity = identity
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self.manager = ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options)
+
+    def latest(self) -> int | None:
+        """The newest committed step, or None."""
+        return self.manager.latest_step()
+
+    def save(self, step: int, state: Any, examples: int, seconds: float) -> None:
+        """Starts an asynchronous save of `state` after `step` steps, `examples` examples and `seconds` of work."""
+        meta = {"step": step, "examples": examples, "seconds": seconds, "identity": self.identity, "jax": jax.__version__}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        self.manager.save(step, args=items, force=True)
+
+    def restore(self, step: int, abstract: Any) -> tuple[Any, dict]:
+        """Reads the state of `step` into the placement that `abstract` names.
+
+        Raises:
+            InputError: the folder belongs to another config.
+        """
+        meta = self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        check_identity(self.folder, meta["identity"], self.identity)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return self.manager.restore(step, args=items)["state"], meta
+
+    def close(self) -> None:
+        """Waits for pending saves and raises their errors."""
+        self.manager.wait_until_finished()
+        self.manager.check_for_errors()
+        self.manager.close()
+
+
+def check_identity(folder: pathlib.Path, found: str, wanted: str) -> None:
+    """Refuses a folder made by another config."""
+    if found != wanted:
+        raise InputError(
+            f"{folder} holds a run of another config (identity {found}, this config has {wanted}); "
+            "choose another --workdir, or give the config that began it"
+        )
+
+
+# ----------------------------------------------------------------------------------------------- finished stages
+def finish(folder: pathlib.Path, variables: Any, record: dict) -> None:
+    """Writes the stage's result, the variables that later stages take over, and then its `stage.json`."""
+    with ocp.StandardCheckpointer() as writer:
+        writer.save((folder / "result").absolute(), variables, force=True)
+    temporary = folder / "stage.json.part"
+    temporary.write_text(json.dumps(record, indent=1))
+    temporary.replace(folder / "stage.json")
+
+
+def finished(folder: pathlib.Path, identity: str | None = None) -> dict | None:
+    """The record of a finished stage, or None; with `identity`, another config's folder is refused."""
+    path = folder / "stage.json"
+    if not path.exists():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        found = record["identity"]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete {folder} to train this stage again") from None
+    if identity is not None:
+        check_identity(folder, found, identity)
+    return record
+
+
+def result(folder: pathlib.Path, parts: dict[str, list[str]] | None = None) -> Any:
+    """Reads a finished stage's variables: {'params': {part: tree}, 'stats': {part: tree}} as host arrays.
+
+    Args:
+        folder: `<workdir>/<stage>`.
+        parts: {'params': [...], 'stats': [...]} to keep; default all.
+
+    Raises:
+        InputError: the stage is not finished, or lacks a part.
+    """
+    if finished(folder) is None:
+        raise InputError(f"stage {folder.name!r} is not finished in {folder.parent}: run dina.train for it first")
+    with ocp.StandardCheckpointer() as reader:
+        path = (folder / "result").absolute()
+        tree = reader.metadata(path).item_metadata.tree
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), tree)
+        variables = jax.device_get(reader.restore(path, abstract))
+    if parts is None:
+        return variables
+    missing = [part for kind in parts for part in parts[kind] if part not in variables[kind]]
+    if missing:
+        raise InputError(f"stage {folder.name!r} has no part {missing}; it has {sorted(variables['params'])}")
+    return {kind: {part: variables[kind][part] for part in parts[kind]} for kind in parts}

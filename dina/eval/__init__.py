@@ -1,0 +1,1 @@
+"""Judges independent of the model, metrics with intervals, and the scores of a trained experiment."""

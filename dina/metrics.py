@@ -1,0 +1,68 @@
+"""Where a run's numbers go: one JSON line per logged step, TensorBoard, and the terminal's progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import resource
+import time
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Log:
+    """Metrics of one stage.
+
+    Args:
+        folder: the stage's folder; gets `metrics.jsonl` (appended, so that a resumed run continues it) and TensorBoard
+            files.
+        name: shown on the progress bar.
+        steps: the stage's total steps.
+        first: the step that this process starts from; lines of later steps, written before an interruption, are cut.
+        unit: what `examples` counts, e.g. 'images'.
+    """
+
+    def __init__(self, folder: pathlib.Path, name: str, steps: int, first: int):
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= first]
+            self.path.write_text("".join(line + "\n" for line in kept))
+        self.file = self.path.open("a")
+        self.board = SummaryWriter(str(folder / "tensorboard"))
+        self.bar = tqdm(total=steps, initial=first, desc=name, unit="step", mininterval=1.0, dynamic_ncols=True)
+        self.begun = time.time()
+
+    def advance(self, n: int = 1) -> None:
+        """Moves the progress bar."""
+        self.bar.update(n)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes one line and the same scalars to TensorBoard; non-finite values are written as text."""
+        line = {"step": step, "time": round(time.time() - self.begun, 3), "wall": round(time.time(), 3)}
+        for key, value in values.items():
+            value = float(value)
+            line[key] = round(value, 6) if math.isfinite(value) else str(value)
+            self.board.add_scalar(key, value, step)
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        self.bar.set_postfix(loss=f"{values['loss']:.3f}" if "loss" in values else "", refresh=False)
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        self.bar.close()
+        self.file.close()
+        self.board.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return math.inf
+
+
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024.0

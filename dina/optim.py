@@ -1,0 +1,114 @@
+"""Optimizers over the trainable part of a parameter tree.
+
+Parameters are addressed by flat paths `part/module/.../leaf`; a pattern is a path or a prefix of one, with `*` as
+wildcard. Only what a stage trains has optimizer state; the rest is never touched (DESIGN §4.4).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import traverse_util
+
+from dina.config import InputError
+
+Flat = dict[str, jax.Array]
+
+
+def flatten(tree: Any) -> Flat:
+    """Nested dicts -> {'part/module/leaf': array}."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def unflatten(flat: Flat) -> Any:
+    """The inverse of `flatten`."""
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Whether `path` equals, lies under, or globs one of `patterns`."""
+    return any(fnmatch.fnmatchcase(path, p) or fnmatch.fnmatchcase(path, p + "/*") for p in patterns)
+
+
+def split(params: Any, patterns: Iterable[str]) -> tuple[Flat, Flat]:
+    """Splits a parameter tree into (trainable, frozen) flat dicts.
+
+    Raises:
+        InputError: a pattern matches nothing (a misspelt part would otherwise train nothing, silently).
+    """
+    flat = flatten(params)
+    for pattern in patterns:
+        if not any(matches(path, [pattern]) for path in flat):
+            raise InputError(f"stage.train names {pattern!r}, which matches no parameter; parts: {', '.join(sorted(params))}")
+    train = {path: x for path, x in flat.items() if matches(path, patterns)}
+    return train, {path: x for path, x in flat.items() if path not in train}
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """AdamW as released for the language side (backbone.md §7.4), with the small runs' learning rate."""
+    c = ml_collections.ConfigDict()
+    c.learning_rate = 1e-3
+    c.schedule = "cosine"  # 'cosine' to `final_fraction`, 'linear' likewise, or 'constant', each after a linear warm-up
+    c.warmup_steps = 20
+    c.final_fraction = 0.05
+    c.beta1, c.beta2, c.epsilon = 0.9, 0.95, 1e-8
+    c.weight_decay = 0.0
+    c.clip_norm = 1.0
+    c.multipliers = ()  # ((pattern, learning-rate multiplier), ...), first match wins
+    return c
+
+
+def schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
+    """Step -> learning rate."""
+    peak, warmup = config.learning_rate, min(config.warmup_steps, max(1, steps - 1))
+    rest = max(1, steps - warmup)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, config.final_fraction)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, peak * config.final_fraction, rest)
+    elif config.schedule == "constant":
+        after = optax.constant_schedule(peak)
+    else:
+        raise InputError(f"optimizer.schedule {config.schedule!r} is not one of cosine, linear, constant")
+    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, warmup), after], [warmup])
+
+
+def decays(path: str, x: jax.Array) -> bool:
+    """Weight decay applies to matrices only: no norm scales, biases (stacked ones too) or tables (backbone.md §7.4)."""
+    *_, module, leaf = ("", *path.split("/"))
+    return x.ndim >= 2 and not any(word in path for word in ("embed", "table")) and "norm" not in module and "bias" not in leaf
+
+
+def make(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """Clip, AdamW and per-group multipliers over a flat dict of trainable arrays, for a learning rate of 1.
+
+    The caller multiplies by the rate: as an argument of the compiled step, and no constant in it, stages that differ
+    in their schedule only share one compiled program.
+    """
+
+    def multiplier(path: str) -> float:
+        return next((float(m) for pattern, m in config.multipliers if matches(path, [pattern])), 1.0)
+
+    def scale_groups(updates, state, params=None):
+        del params
+        return {path: u * multiplier(path) for path, u in updates.items()}, state
+
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        optax.add_decayed_weights(config.weight_decay, lambda flat: {p: decays(p, x) for p, x in flat.items()}),
+        optax.GradientTransformation(lambda _: optax.EmptyState(), scale_groups),
+        optax.scale(-1.0),
+    )
+
+
+def average(mean: Flat, new: Flat, decay: float, step: jax.Array) -> Flat:
+    """Exponential moving average of weights with the usual start-up correction min(decay, (1+t)/(10+t))."""
+    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda m, x: m * d + x * (1.0 - d), mean, new)

@@ -1,0 +1,1 @@
+"""Residual vector quantisation, shared by vision and audio. Knows nothing of either."""

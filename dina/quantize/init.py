@@ -1,0 +1,135 @@
+"""k-means start of codebooks: Lloyd's iterations on real vectors, level by level on what is left over.
+
+Shared books start from one small book per level laid side by side, then run Lloyd's iterations on the residuals of
+all levels pooled, which is the moving-average update with decay 0 (reference/tokenizers.md C.2).
+
+Legend: N vectors, D dimensions, K codes of one book.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from dina.quantize.lookup import RVQConfig, Stats, encode, from_codebooks, nearest, rows
+
+ITERATIONS = 12  # 10-20 Lloyd iterations are customary (C.2); the inertia moves < 1 % after ten
+
+
+def kmeans_init(
+    cfg: RVQConfig,
+    vectors_ND: Float[Array, "N D"],
+    mask_N: Array,
+    key: PRNGKeyArray,
+    per_update: float | None = None,
+    iterations: int = ITERATIONS,
+) -> Stats:
+    """Codebooks from real vectors.
+
+    Args:
+        cfg: the quantizer.
+        vectors_ND: a sample of what will be quantised, about 8,000 vectors are plenty for K = 256.
+        mask_N: 1 for real vectors.
+        key: a PRNG key; the result depends on nothing else.
+        per_update: vectors that one training update will bring. Counts are moving averages of hits per update, so
+            they are scaled to it; None = as many as were given.
+        iterations: Lloyd iterations.
+
+    Returns:
+        Statistics like `rvq.init_stats`.
+
+    Raises:
+        ValueError: no valid vector.
+    """
+    mask_N = jnp.asarray(mask_N).astype(jnp.float32)
+    total = float(jnp.sum(mask_N))
+    if total < 1:
+        raise ValueError("rvq.kmeans_init: no valid vector to start the codebooks from (the mask is all zero)")
+    scale = (total if per_update is None else per_update) / total
+    books, counts = _fit(cfg, jnp.asarray(vectors_ND, jnp.float32), mask_N, key, iterations)
+    return from_codebooks(list(books), [count_K * scale for count_K in counts])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _fit(cfg: RVQConfig, x_ND: Array, mask_N: Array, key: Array, iterations: int) -> tuple[tuple, tuple]:
+    """Books and cluster sizes of all levels."""
+    shared, size = cfg.codebook == "shared", cfg.sizes[0]
+    share = size // cfg.levels
+    sizes = cfg.sizes if not shared else (size - share * (cfg.levels - 1), *[share] * (cfg.levels - 1))
+    residual_ND, books, counts = x_ND, [], []
+    for level, codes in enumerate(sizes):
+        if not codes:
+            continue
+        book_KD, count_K, code_N = lloyd(residual_ND, mask_N, jax.random.fold_in(key, level), codes, iterations)
+        books.append(book_KD)
+        counts.append(count_K)
+        residual_ND = residual_ND - book_KD[code_N]
+    if not shared:
+        return tuple(books), tuple(counts)
+    book_KD, count_K = pooled_lloyd(cfg, jnp.concatenate(books), x_ND, mask_N, iterations)
+    return (book_KD,), (count_K,)
+
+
+def lloyd(x_ND: Array, mask_N: Array, key: Array, size: int, iterations: int) -> tuple[Array, Array, Array]:
+    """Lloyd's algorithm from random distinct vectors.
+
+    Returns:
+        (centres [size, D], cluster sizes [size], assignment [N]).
+    """
+    pick_key, jitter_key = jax.random.split(key)
+    n = x_ND.shape[0]
+    order_N = jnp.argsort(jnp.where(mask_N > 0, jax.random.uniform(pick_key, (n,)), 2.0))
+    pick_K = order_N[jnp.arange(size) % jnp.maximum(jnp.sum(mask_N > 0), 1)]
+    spread = jnp.sqrt(jnp.sum(x_ND**2 * mask_N[:, None]) / (jnp.maximum(jnp.sum(mask_N), 1) * x_ND.shape[1]))
+    # a hair of noise, so that fewer vectors than centres do not give identical centres
+    start_KD = x_ND[pick_K] + 1e-4 * spread * jax.random.normal(jitter_key, (size, x_ND.shape[1]))
+
+    def step(_, centre_KD):
+        code_N, distance_N = nearest(x_ND, centre_KD)
+        return recentre(centre_KD, x_ND, code_N, mask_N, distance_N)[0]
+
+    centre_KD = jax.lax.fori_loop(0, iterations, step, start_KD)
+    code_N, _ = nearest(x_ND, centre_KD)
+    return centre_KD, jax.ops.segment_sum(mask_N, code_N, size), code_N
+
+
+def recentre(centre_KD: Array, x_ND: Array, code_N: Array, mask_N: Array, distance_N: Array) -> tuple[Array, Array]:
+    """Means of the clusters; empty ones move to the vectors that are farthest from their centres.
+
+    Returns:
+        (centres [K, D], cluster sizes [K] before the move).
+    """
+    size = centre_KD.shape[0]
+    count_K = jax.ops.segment_sum(mask_N, code_N, size)
+    sum_KD = jax.ops.segment_sum(x_ND * mask_N[:, None], code_N, size)
+    mean_KD = sum_KD / jnp.maximum(count_K, 1.0)[:, None]
+    far_M = jnp.argsort(-jnp.where(mask_N > 0, distance_N, -1.0))
+    empty_K = count_K == 0
+    turn_K = jnp.cumsum(empty_K) - 1  # the i-th empty cluster takes the i-th farthest vector
+    seed_KD = x_ND[far_M[jnp.clip(turn_K, 0, x_ND.shape[0] - 1)]]
+    return jnp.where(empty_K[:, None], seed_KD, mean_KD), count_K
+
+
+def pooled_lloyd(cfg: RVQConfig, book_KD: Array, x_ND: Array, mask_N: Array, iterations: int) -> tuple[Array, Array]:
+    """Lloyd's iterations of one book over the residuals of all levels, encoded with that book."""
+    mask_M = jnp.tile(mask_N, cfg.levels)
+
+    def residuals(book):
+        stats = {"codebook": {"0": book}}
+        codes_NL = encode(cfg, stats, x_ND)
+        level_rows, residual_ND, parts = rows(cfg, stats, codes_NL), x_ND, []
+        for row_ND in level_rows:
+            parts.append(residual_ND)
+            residual_ND = residual_ND - row_ND
+        return jnp.concatenate(parts), codes_NL.T.reshape(-1), jnp.concatenate(level_rows)
+
+    def step(_, book):
+        vector_MD, code_M, row_MD = residuals(book)
+        return recentre(book, vector_MD, code_M, mask_M, jnp.sum((vector_MD - row_MD) ** 2, -1))[0]
+
+    book_KD = jax.lax.fori_loop(0, iterations, step, book_KD)
+    _, code_M, _ = residuals(book_KD)
+    return book_KD, jax.ops.segment_sum(mask_M, code_M, book_KD.shape[0])

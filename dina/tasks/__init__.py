@@ -1,0 +1,1 @@
+"""What one training run optimises: one module per task, found by name in `dina.stages.TASKS`."""

@@ -1,0 +1,127 @@
+"""Pre-align, pre-train, mid-train and SFT: one next-token objective over text, images and speech.
+
+The stages differ in what they train and read, not in what they compute. Loss terms (a stage's `loss_weights` name the
+ones it wants): `text`, `visual`, `audio`, `router_z`, `hidden_z`, all of reference/backbone.md §7.2. With
+`model.losses.normalise='joint'` the first three are divided by the number of all weighted positions together, so that
+weights of 1 give the released loss; with 'own', each by its own positions.
+
+The routers' selection biases are state without gradients: the loss counts selections, `update_stats` moves the biases.
+
+Shapes: B rows, S positions, L levels, G logical layers, E experts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dina import grammar, sharding
+from dina import model as model_lib
+from dina.backbone import balance
+from dina.config import InputError
+from dina.data import packing, phrases
+from dina.tasks.base import LossOut, Sums, Task, Variables
+
+TERMS = ("text", "visual", "audio", "router_z", "hidden_z")
+CODE_HEADS = {"visual": ("visual_head", "visual_index"), "audio": ("audio_head", "audio_index")}
+
+
+class Language(Task):
+    """Trains (some of) `embed`, `backbone`, `lm_head`, `visual_head`, `audio_head`."""
+
+    def __init__(self, config, stage):
+        super().__init__(config, stage)
+        unknown = sorted(set(stage.loss_weights) - set(TERMS))
+        if unknown:
+            raise InputError(f"loss_weights of a language stage: {unknown[0]!r} is not one of {', '.join(TERMS)}")
+        # The ids are all that training needs of the vocabulary; size tags come in as text ids of the batches.
+        self.vocabulary = grammar.from_config(config)
+        self.model = model_lib.build(config.model, self.vocabulary)
+
+    def init(self, key: jax.Array) -> Variables:
+        return model_lib.init(self.model, key)
+
+    def batches(self) -> packing.PackedDocuments:
+        return packing.open_batches(self.config, self.stage, self.config.run.workdir)
+
+    def loss(self, params: Any, stats: Any, batch: Any, key: jax.Array, axes: tuple[str, ...]) -> LossOut:
+        del key  # nothing here is random
+        model = model_lib.build(self.config.model, self.vocabulary, axes)
+        wanted = set(self.stage.loss_weights)
+        out = model_lib.run(model, params, stats, batch)
+        text = model_lib.text_sums(model, params, out.h_BSD, batch, len(phrases.KINDS))
+        codes = {
+            name: model_lib.code_sums(model, params, head, out.h_BSD, batch[index], batch)
+            for name, (head, index) in CODE_HEADS.items() if name in wanted
+        }  # fmt: skip
+        terms = {name: term for name, term in self._terms(text, codes).items() if name in wanted}
+        if "router_z" in wanted:
+            terms["router_z"] = out.router_z
+        if "hidden_z" in wanted:
+            terms["hidden_z"] = hidden_z(out.stream_BSD, batch["segment"])
+        counts_GE = sharding.psum(out.counts_LE, axes)
+        metrics = text_metrics(text) | expert_metrics(out.counts_LE, counts_GE, self.model.trunk.experts.real)
+        metrics["experts/overflow"] = out.overflow.astype(jnp.float32), jnp.sum(out.counts_LE, dtype=jnp.float32)
+        for name, sums in codes.items():
+            metrics |= code_metrics(name, sums)
+        return LossOut(terms, metrics, {"router_counts": counts_GE})
+
+    def _terms(self, text, codes) -> Sums:
+        """The cross-entropies as (sum, weight)."""
+        how = self.config.model.losses
+        sums = {"text": (jnp.sum(text["nll"]), jnp.sum(text["weight"]))}
+        for name, level in codes.items():
+            weight_L = jnp.broadcast_to(jnp.asarray(how[f"{name}_level"], jnp.float32), level.loss_L.shape)
+            # Every weighted position has a label at level 0: its weight counts positions.
+            sums[name] = jnp.sum(weight_L * level.loss_L), level.weight_L[0]
+        if how.normalise == "own":
+            return sums
+        total = sum(weight for _, weight in sums.values())
+        return {name: (value, total) for name, (value, _) in sums.items()}
+
+    def update_stats(self, stats: Any, updates: Any, key: jax.Array, step: jax.Array) -> Any:
+        del key
+        old_GE, experts = stats["backbone"]["router_bias"], self.model.trunk.experts
+        bias_GE = balance.update_bias(old_GE, updates["router_counts"], experts, step)
+        return stats | {"backbone": {"router_bias": bias_GE}}
+
+
+def hidden_z(stream_BSD, segment_BS) -> tuple[jax.Array, jax.Array]:
+    """(sum over positions of logsumexp(|y|)^2, positions) of the residual stream before the last norm."""
+    valid_BS = segment_BS > 0
+    z_BS = jnp.square(jax.nn.logsumexp(jnp.abs(stream_BSD.astype(jnp.float32)), axis=-1))
+    return jnp.sum(jnp.where(valid_BS, z_BS, 0.0)), jnp.sum(valid_BS, dtype=jnp.float32)
+
+
+def text_metrics(text: dict[str, jax.Array]) -> Sums:
+    """Cross-entropy (nats) and accuracy of the text head, overall and per task kind."""
+    out = {}
+    for name, key in (("text/nll", "nll"), ("text/accuracy", "correct")):
+        out[name] = jnp.sum(text[key]), jnp.sum(text["weight"])
+        for number, kind in enumerate(phrases.KINDS):
+            out[f"{name}/{kind}"] = text[key][number], text["weight"][number]
+    return out
+
+
+def code_metrics(name: str, sums) -> Sums:
+    """Cross-entropy (nats) and accuracy per level of one depth head."""
+    out = {}
+    for level in range(len(sums.weight_L)):
+        out[f"{name}/nll/{level}"] = sums.loss_L[level], sums.weight_L[level]
+        out[f"{name}/accuracy/{level}"] = sums.correct_L[level], sums.weight_L[level]
+    return out
+
+
+def expert_metrics(local_GE, total_GE, real: int) -> Sums:
+    """Load of the busiest and idlest real expert over the mean one (1 is even), and the share of identity experts."""
+    local_GE, load_GE = local_GE.astype(jnp.float32), total_GE[:, :real].astype(jnp.float32)
+    load_GE = load_GE / jnp.maximum(jnp.mean(load_GE, axis=1, keepdims=True), 1e-9)
+    # Extremes of the global counts are no sums: every device reports the same value once, and the mean keeps it.
+    one = jnp.ones(())
+    return {
+        "experts/load_max": (jnp.mean(jnp.max(load_GE, axis=1)), one),
+        "experts/load_min": (jnp.mean(jnp.min(load_GE, axis=1)), one),
+        "experts/zero_rate": (jnp.sum(local_GE[:, real:]), jnp.sum(local_GE)),
+    }

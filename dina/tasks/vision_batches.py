@@ -1,0 +1,192 @@
+"""Training batches of packed images, shared by the vision stages V0, V1, V2 and V4.
+
+Every stage sees the same shapes: rows of `vision.pack.cells` merged cells filled with whole images of any size, so one
+program is compiled and little of it is padding. Which records share a row is a plan: each epoch's records are shuffled,
+packed window by window (best fit, largest first), and the rows shuffled again; step n takes rows n*B..(n+1)*B-1 of
+the endless list of epochs. A batch is a pure function of (config, stage, step).
+
+Letters: B rows, P patches and N = P/4 cells of a row, I images of a row, R records, S side of a digit's box.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+
+import numpy as np
+from jaxtyping import Int32
+
+from dina.data import sources
+from dina.tasks.base import Batches
+from dina.tasks.vision_augment import bend_digits, crop_views
+from dina.vision import preprocess
+
+FIELDS = ("digit", "size", "top", "left", "aligned", "source")
+PLAN_WINDOW = 512  # records packed together: rows are > 97 % full from about 256 on
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTable:
+    """All records of a split, decoded: at this size (tens of MB) memory is cheaper than decoding every step.
+
+    Attributes:
+        images: uint8 [H, W, 3], sides multiples of 28.
+        fields: name of `FIELDS` -> int32 [R].
+        grid: [R, 2] (h, w) in merged cells.
+    """
+
+    images: list[np.ndarray]
+    fields: dict[str, np.ndarray]
+    grid: Int32[np.ndarray, "R 2"]
+
+
+def make_table(columns: dict, min_pixels: int, max_pixels: int) -> ImageTable:
+    """Image records as columns (dina/data/sources.py), resized where their size asks for it.
+
+    Raises:
+        InputError: an image that preprocessing refuses; the message names the record.
+    """
+    images = [
+        preprocess.resize_image(image, preprocess.CELL, min_pixels, max_pixels, f"image record {index}")
+        for index, image in enumerate(columns["image"])
+    ]
+    grid = np.array([image.shape[:2] for image in images], np.int32).reshape(-1, 2) // preprocess.CELL
+    return ImageTable(images, {name: np.asarray(columns[name], np.int32) for name in FIELDS}, grid)
+
+
+def image_table(config, split: str) -> ImageTable:
+    """The image records of a split of the experiment's prepared data; `sources` keeps them in memory."""
+    columns = sources.load_all(config, "images", split)
+    return make_table(columns, config.vision.min_pixels, config.vision.max_pixels)
+
+
+def with_views(table: ImageTable, views: int, seed: int) -> ImageTable:
+    """The table and, behind it, smaller canvases cut out of its images (vision_augment.crop_views)."""
+    images, fields = crop_views(table.images, table.fields, views, seed)
+    grid = np.array([image.shape[:2] for image in images], np.int32).reshape(-1, 2) // preprocess.CELL
+    both = {name: np.concatenate([values, fields[name]]) for name, values in table.fields.items()}
+    return ImageTable([*table.images, *images], both, np.concatenate([table.grid, grid]))
+
+
+def pack_rows(
+    areas: Int32[np.ndarray, "R"], order: Int32[np.ndarray, "M"], cells: int, max_images: int, window: int = PLAN_WINDOW
+) -> Int32[np.ndarray, "rows I"]:
+    """Fills rows of `cells` with records, at most `max_images` each.
+
+    Args:
+        areas: cells of each record.
+        order: record numbers in the order in which they are taken; each is placed exactly once.
+        cells, max_images: budgets of a row.
+        window: how many records are packed together, largest first.
+
+    Returns:
+        Record numbers per row, -1 where unused.
+
+    Raises:
+        ValueError: a record is larger than a row.
+    """
+    if len(order) and areas[order].max() > cells:
+        raise ValueError(f"an image of {areas[order].max()} cells does not fit a row of {cells} (vision.pack.cells)")
+    rows: list[list[int]] = []
+    for start in range(0, len(order), window):
+        chunk = order[start : start + window]
+        open_rows: list[list[list[int]]] = [[] for _ in range(cells + 1)]  # by free cells
+        for record in chunk[np.argsort(-areas[chunk], kind="stable")]:
+            area = int(areas[record])
+            free = next((f for f in range(area, cells + 1) if open_rows[f]), None)
+            if free is None:
+                row, free = [], cells
+                rows.append(row)
+            else:
+                row = open_rows[free].pop()
+            row.append(int(record))
+            if len(row) < max_images and free > area:
+                open_rows[free - area].append(row)
+    table = np.full((len(rows), max_images), -1, np.int32)
+    for index, row in enumerate(rows):
+        table[index, : len(row)] = row
+    return table
+
+
+class VisionBatches(Batches):
+    """Rows of packed images.
+
+    `batch(step)` returns, with a leading dimension B: the arrays of `preprocess.pack_images` (patches, segment, row,
+    col, window, cell_segment, grid), per image [B, I] `record` (-1 = none), digit, size, top, left, aligned, source
+    (-1 where there is no image), and `example` [B] (the global number of the row).
+
+    Args:
+        config: the experiment (uses seed and vision).
+        stage: uses task (as the name of the random stream) and batch.
+        table: the decoded records.
+        augment: 'none', or 'affine' (vision_augment.bend_digits), drawn anew for every (step, image).
+        canvas_power: an epoch keeps a record with probability (cells / cells that its digit needs) ** canvas_power;
+            0 keeps all. A step costs in proportion to cells, so -0.7 shows more digits, large and small alike, in the
+            same time, and still some on large canvases.
+    """
+
+    def __init__(self, config, stage, table: ImageTable, augment: str = "none", canvas_power: float = 0.0):
+        if augment not in ("none", "affine"):
+            raise ValueError(f"augment {augment!r} is not one of none, affine")
+        self.vision, self.table, self.augment = config.vision, table, augment
+        self.rows = stage.batch
+        self.stream = (config.seed, zlib.crc32(stage.task.encode()))
+        self.areas = table.grid.prod(axis=1).astype(np.int32)
+        needed = np.ceil(table.fields["size"] / preprocess.CELL) ** 2
+        self.keep = np.maximum(1.0, self.areas / needed) ** min(0.0, canvas_power)
+        self._ends = [0]
+        self._epoch = functools.lru_cache(maxsize=2)(self._plan)
+
+    def _plan(self, epoch: int) -> Int32[np.ndarray, "rows I"]:
+        rng = np.random.default_rng([*self.stream, 0, epoch])
+        pack = self.vision.pack
+        order = rng.permutation(len(self.areas))
+        order = order[rng.random(len(order)) < self.keep[order]]
+        rows = pack_rows(self.areas, order, pack.cells, pack.images)
+        return rows[rng.permutation(len(rows))]
+
+    def plan(self, step: int) -> Int32[np.ndarray, "B I"]:
+        """Record numbers of the step's rows, -1 where unused."""
+        first, last = step * self.rows, (step + 1) * self.rows
+        while self._ends[-1] < last:
+            self._ends.append(self._ends[-1] + len(self._epoch(len(self._ends) - 1)))
+        epoch = int(np.searchsorted(self._ends, first, side="right")) - 1
+        parts = []
+        while first < last:
+            start, stop = first - self._ends[epoch], min(last, self._ends[epoch + 1]) - self._ends[epoch]
+            parts.append(self._epoch(epoch)[start:stop])
+            first, epoch = self._ends[epoch] + stop, epoch + 1
+        return np.concatenate(parts)
+
+    def rng(self, step: int, purpose: int) -> np.random.Generator:
+        """The random stream of one purpose (1 augmentation, further ones the task's) at one step."""
+        return np.random.default_rng([*self.stream, purpose, step])
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        record_BI = self.plan(step)
+        slots = np.argwhere(record_BI >= 0)
+        records = record_BI[slots[:, 0], slots[:, 1]]
+        images = [self.table.images[r] for r in records]
+        if self.augment == "affine":
+            fields = {name: values[records] for name, values in self.table.fields.items()}
+            images = bend_digits(images, fields, self.rng(step, 1))
+        out = self._assemble(record_BI, images)
+        out |= {name: np.where(record_BI >= 0, self.table.fields[name][record_BI], -1) for name in FIELDS}
+        example = step * self.rows + np.arange(self.rows)
+        return out | {"record": record_BI, "example": (example % 2**31).astype(np.int32)}
+
+    def _assemble(self, record_BI, images) -> dict[str, np.ndarray]:
+        """Lays the images (in row order) into arrays that are written once."""
+        pack, window = self.vision.pack, self.vision.encoder.window_cells
+        patches = np.zeros((len(record_BI), pack.cells * 4, preprocess.PATCH_DIM), np.float32)
+        layouts, number = [], 0
+        for row, records in enumerate(record_BI):
+            records = records[records >= 0]
+            grids = [tuple(g) for g in self.table.grid[records].tolist()]
+            layouts.append(preprocess.pack_layout(grids, pack.cells, pack.images, window))
+            start = 0
+            for h, w in grids:
+                patches[row, start : start + 4 * h * w] = preprocess.image_to_patches(images[number])
+                start, number = start + 4 * h * w, number + 1
+        return {name: np.stack([layout[name] for layout in layouts]) for name in layouts[0]} | {"patches": patches}

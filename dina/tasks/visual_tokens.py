@@ -1,0 +1,188 @@
+"""Stage V1: the visual quantizer on top of the frozen encoder (reference/tokenizers.md I, V1a; paper §1.4).
+
+Trains the perceptron before the codes and the light feature decoder; the codebooks start by k-means on real features
+and follow by moving averages. Terms: commit (keeps vectors near their codes), cosine and smooth_l1 (the quantised sum
+must still tell the feature).
+
+Letters: B rows, N cells of a row, L levels, Z bridge width, D code width, I images.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from dina.quantize import rvq
+from dina.sharding import psum
+from dina.tasks.base import LossOut, Task
+from dina.tasks.vision_batches import VisionBatches, image_table
+from dina.vision import bridge, tokenizer
+from dina.vision.tokenizer import PART
+
+
+def default_options() -> ConfigDict:
+    """`stage.options` of this task: quantizer dropout (share of images cut at a random level), k-means sample."""
+    return ConfigDict({"dropout": 0.25, "kmeans_vectors": 8192, "kmeans_iterations": 12, "augment": "none"})
+
+
+def merge_options(defaults: ConfigDict, stage) -> ConfigDict:
+    """The stage's options over the task's defaults; an unknown one is an error."""
+    defaults.lock()
+    defaults.update(stage.options)
+    return defaults
+
+
+class VisualTokens(Task):
+    """Trains `vision_quantizer` under a frozen `vision_encoder`."""
+
+    def __init__(self, config, stage):
+        super().__init__(config, stage)
+        self.tokenizer = tokenizer.make_tokenizer(config.vision)
+        self.options = merge_options(default_options(), stage)
+
+    def init(self, key):
+        first, second = jax.random.split(key)
+        params, stats = tokenizer.init_quantizer(self.config.vision, second)
+        encoder = bridge.init_encoder(self.config.vision, first)
+        return {"params": {"vision_encoder": encoder, PART: params}, "stats": {PART: stats}}
+
+    def batches(self):
+        table = image_table(self.config, "train")
+        return VisionBatches(self.config, self.stage, table, augment=self.options.augment)
+
+    def start(self, variables, batches, key):
+        """k-means on the projected features of the first batches."""
+
+        @jax.jit
+        def project(params, batch):
+            return self.tokenizer.project(params, self.tokenizer.continuous(params, batch))
+
+        vectors, count, used = [], 0, 0
+        for batch in batches:
+            inputs = {name: batch[name] for name in tokenizer.ENCODER_INPUTS}
+            x_BND = np.asarray(project(variables["params"], inputs))
+            vectors.append(x_BND[batch["cell_segment"] > 0])
+            count, used = count + len(vectors[-1]), used + 1
+            if count >= self.options.kmeans_vectors:
+                break
+        sample_ND = np.concatenate(vectors)[: self.options.kmeans_vectors]
+        stats = rvq.kmeans_init(
+            self.tokenizer.rvq, sample_ND, np.ones(len(sample_ND)), key, count / used, self.options.kmeans_iterations
+        )
+        return {"params": variables["params"], "stats": variables["stats"] | {PART: stats}}
+
+    def loss(self, params, stats, batch, key, axes):
+        tokens = self.tokenizer
+        weight_BN = (batch["cell_segment"] > 0).astype(jnp.float32)
+        z_BNZ = jax.lax.stop_gradient(tokens.continuous(params, batch))
+        x_BND = tokens.project(params, z_BNZ)
+        x_ND, mask_N = x_BND.reshape(-1, tokens.rvq.dim), weight_BN.reshape(-1)
+        drop_key, draw_key = jax.random.split(key)
+        cell_keys = image_keys(drop_key, batch["example"], batch["cell_segment"])
+        out = rvq.quantize(tokens.rvq, stats[PART], x_ND, mask_N, cell_keys, self.options.dropout)
+        predicted_BNZ = tokens.reconstruct(params, out.q_ND.reshape(x_BND.shape))
+        cosine_BN, smooth_BN = feature_errors(predicted_BNZ, z_BNZ)
+        total = lambda value_BN: (jnp.sum(value_BN * weight_BN), jnp.sum(weight_BN))
+        terms = {"commit": out.commit, "cosine": total(cosine_BN), "smooth_l1": total(smooth_BN)}
+        metrics = {"feature_cosine": total(1 - cosine_BN)} | self._health(out, mask_N, axes)
+        keys_N = rvq.token_keys(draw_key, batch["example"], x_BND.shape[1])
+        updates = rvq.statistics(tokens.rvq, stats[PART], x_ND, out.codes_NL, mask_N, keys_N, axes)
+        return LossOut(terms, metrics, {PART: updates})
+
+    def _health(self, out: rvq.QuantizeOut, mask_N: Array, axes: tuple[str, ...]) -> dict[str, tuple[Array, Array]]:
+        """Usage and perplexity of the global batch and residual energy, per level."""
+        cfg, weight = self.tokenizer.rvq, jnp.sum(mask_N)
+        health = rvq.usage_from_counts(psum(rvq.code_counts(out.codes_NL, mask_N, cfg.sizes), axes))
+        energy, total = out.energy_L
+        metrics = {}
+        for level in range(cfg.levels):
+            metrics |= {f"{name}/{level}": (values_L[level] * weight, weight) for name, values_L in health.items()}
+            metrics[f"energy/{level}"] = (energy[level], total[level])
+        return metrics
+
+    def update_stats(self, stats, updates, key, step):
+        del step
+        return stats | {PART: rvq.apply(self.tokenizer.rvq, stats[PART], updates[PART], key)}
+
+
+def image_keys(key: Array, example_B: Int[Array, " B"], segment_BN: Int[Array, "B N"]) -> Array:
+    """Keys [B * N], equal for the cells of one image, by (step, global row, image)."""
+
+    def one(example, segment_N):
+        row_key = jax.random.fold_in(key, example)
+        return jax.vmap(lambda segment: jax.random.fold_in(row_key, segment))(segment_N)
+
+    return jax.vmap(one)(example_B, segment_BN).reshape(-1)
+
+
+def feature_errors(
+    predicted: Float[Array, "*N Z"], target: Float[Array, "*N Z"]
+) -> tuple[Float[Array, "*N"], Float[Array, "*N"]]:
+    """(1 - cosine, mean smooth-L1 with unit width) of each vector."""
+    dot = jnp.sum(predicted * target, -1)
+    norms = jnp.sqrt(jnp.maximum(jnp.sum(predicted**2, -1) * jnp.sum(target**2, -1), 1e-12))
+    error = jnp.abs(predicted - target)
+    smooth = jnp.mean(jnp.where(error < 1, 0.5 * error**2, error - 0.5), -1)
+    return 1 - dot / norms, smooth
+
+
+# ---------------------------------------------------------------------------------------------------- the digit gate
+def pooled_features(feature_BNZ: np.ndarray, segment_BN: np.ndarray, images: int) -> np.ndarray:
+    """Mean and maximum over the cells of each image, side by side: [B, I, 2 Z]; zero where there is no image."""
+    b, _, z = feature_BNZ.shape
+    out = np.zeros((b, images, 2 * z), np.float32)
+    for image in range(images):
+        here = (segment_BN == image + 1)[..., None]
+        count = np.maximum(here.sum(1), 1)
+        out[:, image, :z] = np.where(here, feature_BNZ, 0).sum(1) / count
+        out[:, image, z:] = np.where(here.any(1), np.where(here, feature_BNZ, -np.inf).max(1, initial=-1e30), 0)
+    return out
+
+
+def probe_accuracy(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> float:
+    """Accuracy of a logistic regression (standardised inputs) fitted on one set and scored on another."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
+    return float(model.fit(train_x, train_y).score(test_x, test_y))
+
+
+def digit_gate(config, variables, train, test, levels: int | None = None) -> dict[str, float]:
+    """How much of the digit survives quantisation, by linear probes on image-pooled cell features.
+
+    Args:
+        config: the experiment.
+        variables: {'params', 'stats'} with vision_encoder and vision_quantizer.
+        train, test: iterables of batches of `VisionBatches` (uses the pack arrays and `digit`); a few thousand
+            training images are needed for the probe to be near its limit.
+        levels: quantise with the first so many levels only.
+
+    Returns:
+        {'continuous', 'quantised': accuracies on `test` from bridge features and from the features predicted out of
+        the codes, 'images': number of test images}.
+    """
+    rows = {}
+    for name, batches in (("train", train), ("test", test)):
+        parts = [_pooled_batch(config.vision, variables, batch, levels) for batch in batches]
+        rows[name] = [np.concatenate(column) for column in zip(*parts)]
+    z, q, y = rows["train"]
+    test_z, test_q, test_y = rows["test"]
+    return {
+        "continuous": probe_accuracy(z, y, test_z, test_y),
+        "quantised": probe_accuracy(q, y, test_q, test_y),
+        "images": float(len(test_y)),
+    }
+
+
+def _pooled_batch(config_vision, variables, batch, levels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    codes_BNL = tokenizer.tokenize(config_vision, variables, batch)
+    z_BNZ = np.asarray(bridge.encode(config_vision, variables["params"]["vision_encoder"], batch))
+    predicted_BNZ = np.asarray(tokenizer.features(config_vision, variables, codes_BNL, levels)[1])
+    real_BI = batch["digit"] >= 0
+    pooled = [pooled_features(f, batch["cell_segment"], real_BI.shape[1])[real_BI] for f in (z_BNZ, predicted_BNZ)]
+    return pooled[0], pooled[1], batch["digit"][real_BI]

@@ -1,0 +1,222 @@
+"""Trains any stage of any experiment: `python -m dina.train --config=experiments/X.py[:arg] --workdir=DIR`.
+
+Runs the jobs of `config.jobs` in order: 'data' (raw records), 'codes' (offline tokenisation) and stages. Run the same
+command again and it resumes: finished jobs are skipped, an interrupted stage goes on from its last checkpoint with the
+batches it would have seen. Exit codes: 0 done, 75 interrupted and saved (run it again), 2 bad input, 1 bug.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import pathlib
+import signal
+import sys
+import time
+
+import grain
+import jax
+import numpy as np
+
+from dina import checkpoint, config as configs, metrics, optim, sharding, stages, step as steps
+from dina.config import EXIT_RESTART, InputError
+
+REFUSED_IN_A_ROW = 8  # this many non-finite steps one after another stop the run
+
+
+class Interrupted(Exception):
+    """The process was asked to stop, and its state is saved."""
+
+
+class Stopper:
+    """Turns SIGTERM and SIGINT into a flag that loops look at between steps; a second signal ends at once."""
+
+    def __init__(self):
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number, _):
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        print(f"dina: signal {number}: saving, then exiting with {EXIT_RESTART}", flush=True)
+
+
+def keep_memory() -> None:
+    """Tells glibc to keep freed memory: XLA on CPU returns its large temporaries to the system after every step and
+    faults each page in again, which took 22 to 31 % of the CPU time of the backbone's training step."""
+    if sys.platform != "linux" or jax.config.jax_platforms != "cpu":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28), (-8, 1)):  # no mmap, no trim, grow by 256 MiB, one arena
+            libc.mallopt(option, value)
+
+
+def setup(config) -> jax.sharding.Mesh:
+    """Applies process-wide settings (memory, compile cache, fake CPU devices) and builds the mesh."""
+    keep_memory()
+    wanted = int(np.prod([size for size in config.mesh.values()] or [1]))
+    if jax.config.jax_platforms == "cpu" and wanted > 1:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    cache = pathlib.Path(config.checkpoint.compile_cache).expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return sharding.make_mesh(config.mesh.to_dict())
+
+
+def prefetched(batches, first: int, last: int):
+    """Batches of steps first..last-1, made by a background thread (grain)."""
+    dataset = grain.MapDataset.range(first, last).map(batches.batch)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=3)))
+
+
+def train_stage(config, name: str, workdir: pathlib.Path, mesh, stopper: Stopper, profile=(-1, -1)) -> None:
+    """Trains one stage to its end, or to an interruption.
+
+    Args:
+        config: the experiment.
+        name: a key of config.stages.
+        workdir: the experiment's folder.
+        mesh: where to run.
+        stopper: tells when to stop.
+        profile: (first, last) step of a profiler trace.
+
+    Raises:
+        Interrupted: stopped, state saved.
+        InputError: the folder holds another config's run.
+    """
+    stage, folder = config.stages[name], workdir / name
+    identity = stages.stage_identity(config, name)
+    if checkpoint.finished(folder, identity):
+        print(f"dina: {name}: finished before", flush=True)
+        return
+    begun = time.time()
+    task = stages.make_task(config, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    saves = checkpoint.Checkpoints(folder, identity, config.checkpoint.keep)
+    with jax.set_mesh(mesh):
+        first, seconds, state, batches = _open(config, name, workdir, task, saves, mesh)
+        step = jax.jit(steps.make_train_step(task, stage, config.seed, mesh), donate_argnums=0)
+        log = metrics.Log(folder, name, stage.steps, first)
+        state = _loop(config, stage, state, step, batches, first, mesh, log, saves, stopper, profile, begun - seconds)
+        record = {
+            "stage": name, "task": stage.task, "identity": identity, "steps": stage.steps,
+            "examples": stage.steps * stage.batch, "seconds": round(time.time() - begun + seconds, 2),
+            "peak_memory_mib": round(metrics.peak_memory_mib()), "jax": jax.__version__,
+            "parameters": {part: _count(tree) for part, tree in state["params"].items()},
+            "trained_parameters": sum(x.size for x in jax.tree.leaves(state["opt"][1].mu)),
+        }
+        saves.close()
+        checkpoint.finish(folder, steps.result(state), record)
+    log.close()
+
+
+def _count(tree) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def _open(config, name, workdir, task, saves, mesh):
+    """Restores the stage's newest state, or initialises it; returns (first step, seconds spent, state, batches)."""
+    stage = config.stages[name]
+    batches = task.batches()
+    abstract = steps.abstract_state(task, stage, mesh)
+    latest = saves.latest()
+    if latest is not None:
+        state, meta = saves.restore(latest, abstract)
+        print(f"dina: {name}: resumed at step {latest}", flush=True)
+        return latest, meta.get("seconds", 0.0), state, batches
+    variables = stages.initial_variables(config, name, task, workdir)
+    stream = (batches.batch(i) for i in range(stage.steps))
+    variables = task.start(variables, stream, jax.random.fold_in(jax.random.key(config.seed), 2**31 - 2))
+    state = steps.init_state(task, stage, variables)
+    state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, abstract)
+    return 0, 0.0, state, batches
+
+
+def _loop(config, stage, state, step, batches, first, mesh, log, saves, stopper, profile, began):
+    """Steps first..stage.steps-1; dispatches step n, then logs step n-1, so the device never waits for the host."""
+    stream = prefetched(batches, first, stage.steps)
+    pending, refused = None, 0
+    rates = np.asarray(optim.schedule(stage.optimizer, stage.steps)(np.arange(stage.steps)), np.float32)
+    for n in range(first, stage.steps):
+        if n == profile[0]:
+            jax.profiler.start_trace(str(log.path.parent / "profile"))
+        host = next(stream)
+        state, values = step(state, sharding.put_batch(host, mesh), rates[n])
+        if pending is not None:
+            refused = _write(config, stage, log, *pending, refused)
+        pending = (n, values, host["example"], began)
+        log.advance()
+        if n + 1 == profile[1]:
+            jax.block_until_ready(state["step"])
+            jax.profiler.stop_trace()
+        done = n + 1
+        if stopper.asked or (done % config.checkpoint.every == 0 and done < stage.steps):
+            saves.save(done, state, done * stage.batch, time.time() - began)
+        if stopper.asked:
+            saves.close()
+            log.close()
+            raise Interrupted
+    if pending is not None:
+        _write(config, stage, log, *pending, refused)
+    return state
+
+
+def _write(config, stage, log, n, values, examples, began, refused) -> int:
+    """Logs step n where due; returns how many steps in a row were refused, and stops the run at too many."""
+    if (n + 1) % config.log.every and n + 1 != stage.steps and n:
+        return refused
+    values = jax.device_get(values)
+    refused = refused + 1 if values["refused"] else 0
+    rate = (n + 1) * stage.batch / max(1e-9, time.time() - began)
+    log.write(n + 1, {**values, "rows_per_second": rate})
+    if refused >= REFUSED_IN_A_ROW:
+        raise RuntimeError(
+            f"{refused} logged steps in a row had a non-finite loss or gradient; the last one is step {n}, examples "
+            f"{examples.min()}..{examples.max()}; the state is as it was before them"
+        )
+    return refused
+
+
+def run(config, workdir: pathlib.Path, profile=(-1, -1)) -> int:
+    """Runs all jobs of `config.jobs`; returns the exit code."""
+    from dina import tokenize  # imports the tokenizers' modules, which plain stages do not need
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    with config.unlocked():
+        config.run.workdir = str(workdir)
+    mesh = setup(config)
+    stopper = Stopper()
+    try:
+        for job in config.jobs:
+            if job == "data":
+                tokenize.prepare_data(config)
+            elif job == "codes":
+                tokenize.tokenize(config, workdir)
+            else:
+                train_stage(config, job, workdir, mesh, stopper, profile)
+            if stopper.asked:
+                raise Interrupted
+    except Interrupted:
+        return EXIT_RESTART
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m dina.train", description=__doc__)
+    parser.add_argument("--config", required=True, help="experiments/X.py[:variant,key=value,...]")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--profile", default="-1:-1", help="first:last step of an xprof trace")
+    args = parser.parse_args(argv)
+    try:
+        first, last = (int(n) for n in args.profile.split(":"))
+    except ValueError:
+        raise InputError(f"--profile={args.profile!r} is not FIRST:LAST, two step numbers") from None
+    return run(configs.load(args.config), args.workdir, (first, last))
+
+
+if __name__ == "__main__":
+    configs.run_main(main)

@@ -1,0 +1,1 @@
+"""Images to ids and back: preprocessing, encoder, bridge, quantizer, pixel decoder, refiner."""

@@ -1,0 +1,147 @@
+"""The trunk: golden case 01, packs equal to separate documents, padding, loops, rematerialisation."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dina.backbone import balance, block
+from dina.backbone.config import AttentionConfig, BackboneConfig, ExpertsConfig
+from tests.backbone import released
+from tests.golden_io import relative_error
+
+CLOSE = 1e-5  # ten times tighter than the golden tolerance
+
+
+def run(cfg, params, *args, **kwargs):
+    return jax.jit(lambda p, a, k: block.Backbone(cfg).apply(p, *a, **k))(params, args, kwargs)
+
+
+def setting(decode="absorbed"):
+    cfg, params, bias, table, classifier, (case, data) = released.load()
+    cfg = dataclasses.replace(cfg, attention=dataclasses.replace(cfg.attention, decode=decode))
+    return cfg, params, jnp.asarray(bias), table, classifier, case, data
+
+
+def test_every_sub_layer_matches_golden():
+    cfg, params, bias, table, classifier, _, data = setting()
+    x = table[data["input_ids"]]
+    position = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])
+    out, state = block.Backbone(cfg).apply(params, x, position, np.ones(x.shape[:2], np.int32), bias, capture_intermediates=True)
+    seen = state["intermediates"]["layers"]
+    at = lambda name, layer: np.asarray(seen[name]["__call__"][0][0][layer])
+    for i in range(cfg.layers):
+        for ours, golden in {"attention_0": "attn0_out", "attention_1": "attn1_out", "experts": "moe_out"}.items():
+            assert relative_error(at(ours, i), data[f"layer{i}_{golden}"]) < CLOSE, (ours, i)
+        for j in (0, 1):
+            assert relative_error(seen[f"ffn_{j}"]["__call__"][0][i], data[f"layer{i}_mlp{j}_out"]) < CLOSE
+        assert relative_error(seen["post_norm_0"]["__call__"][0][i], data[f"layer{i}_router_in"]) < CLOSE
+        assert relative_error(seen["__call__"][0][0][i], data[f"layer{i}_out"]) < CLOSE
+        routing = seen["experts"]["router"]["__call__"][0]
+        assert relative_error(routing.probability_NE[i], data[f"layer{i}_router_scores"]) < CLOSE
+        weight = np.zeros_like(data[f"layer{i}_router_dense_weights"])
+        np.put_along_axis(weight, np.asarray(routing.expert_NK[i]), np.asarray(routing.weight_NK[i]), 1)
+        assert data[f"layer{i}_router_margin"].min() > 1e-4
+        assert relative_error(weight, data[f"layer{i}_router_dense_weights"]) < CLOSE
+        np.testing.assert_array_equal(out.counts_LE[i], (data[f"layer{i}_router_dense_weights"] > 0).sum(0))
+    assert relative_error(out.h_BSD, data["final_norm"]) < CLOSE
+    assert relative_error(out.h_BSD @ classifier, data["logits"]) < CLOSE
+
+
+@pytest.mark.parametrize("decode", ["absorbed", "expanded"])
+def test_prefill_and_single_steps_match_golden(decode):
+    cfg, params, bias, table, classifier, case, data = setting(decode)
+    ids, split = data["input_ids"], case["split"]
+    cache, parts = block.init_cache(cfg, len(ids), ids.shape[1] + 2), []
+    for start, stop in [(0, split), *((t, t + 1) for t in range(split, ids.shape[1]))]:
+        position = np.broadcast_to(np.arange(start, stop), (len(ids), stop - start))
+        out = run(cfg, params, table[ids[:, start:stop]], position, np.ones_like(position), bias, None, cache, jnp.int32(start))
+        cache = out.cache
+        parts.append(out.h_BSD @ classifier)
+    assert relative_error(np.concatenate(parts, 1), data["incremental_logits"]) < CLOSE
+
+
+@pytest.mark.parametrize("kind", ["whole", "cached"])
+def test_left_padding_matches_golden(kind):
+    cfg, params, bias, table, classifier, case, data = setting()
+    ids, mask = data["input_ids"], data["padded_attention_mask"].astype(np.int32)
+    padded = np.where(mask > 0, ids, 3)
+    cached = {} if kind == "whole" else {"cache": block.init_cache(cfg, len(ids), ids.shape[1]), "slot": jnp.int32(0)}
+    out = run(cfg, params, table[padded], data["padded_position_ids"].astype(np.int32), mask, bias, **cached)
+    logits = np.asarray(out.h_BSD @ classifier)
+    assert np.isfinite(logits).all()
+    assert relative_error(logits[-1, case["pad"] :], data["padded_logits_valid_last_row"]) < CLOSE
+    assert int(out.counts_LE[0].sum()) == mask.sum() * cfg.experts.top_k
+
+
+ATTENTION = AttentionConfig(2, 12, 8, 8, 4, 8, block=8)
+EXPERTS = ExpertsConfig(4, 2, 2, 12, capacity_factor=1.25, target_top_k=1.0)
+CONFIG = BackboneConfig(16, 2, 24, unroll=1, attention=ATTENTION, experts=EXPERTS)
+
+
+def small(block=8, dispatch="gather", **settings):
+    """Two rows: two documents and padding, and one long document."""
+    attention, experts = dataclasses.replace(ATTENTION, block=block), dataclasses.replace(EXPERTS, dispatch=dispatch)
+    cfg = dataclasses.replace(CONFIG, attention=attention, experts=experts, **settings)
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(2, 24, 16)), jnp.float32)
+    segment = np.array([[1] * 10 + [2] * 9 + [0] * 5, [1] * 24], np.int32)
+    position = np.array([[*range(10), *range(9), *[0] * 5], range(24)], np.int32)
+    return cfg, initial(cfg.width), x, position, segment, balance.init_router_bias(cfg)
+
+
+@functools.cache
+def initial(width):
+    """Parameters of `small()`; how the model runs does not enter them."""
+    plain = dataclasses.replace(CONFIG, experts=dataclasses.replace(CONFIG.experts, dispatch="dense"))
+    ones = np.ones((1, 2), np.int32)
+    init = jax.jit(block.Backbone(plain).init)
+    return init(jax.random.key(0), jnp.ones((1, 2, width)), ones, ones, balance.init_router_bias(plain))
+
+
+def test_documents_of_a_pack_equal_documents_alone():
+    cfg, params, x, position, segment, bias = small()
+    packed = run(cfg, params, x, position, segment, bias)
+    for start, stop in ((0, 10), (10, 19)):
+        alone = run(cfg, params, x[:1, start:stop], position[:1, start:stop], np.ones((1, stop - start), np.int32), bias)
+        np.testing.assert_allclose(packed.h_BSD[0, start:stop], alone.h_BSD[0], atol=1e-5)
+    assert np.isfinite(packed.h_BSD).all()
+    assert int(packed.counts_LE.sum()) == cfg.layers * cfg.experts.top_k * int((segment > 0).sum())
+
+
+@functools.cache
+def reference():
+    return loss_and_gradient(*small())
+
+
+def loss_and_gradient(cfg, params, x, position, segment, bias):
+    def loss(params, x):
+        out = block.Backbone(cfg).apply(params, x, position, segment, bias)
+        return jnp.sum(jnp.where(segment[..., None] > 0, jnp.sin(out.h_BSD), 0)) + 1e-3 * out.router_z[0]
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
+
+
+@pytest.mark.parametrize("settings", [{"unroll": 2}, {"remat": "full"}, {"block": 0}, {"dispatch": "dense"}])
+def test_how_it_runs_does_not_change_what_it_computes(settings):
+    other = loss_and_gradient(*small(**settings))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5), reference(), other)
+
+
+def test_padding_has_no_gradient_and_cannot_poison():
+    cfg, params, x, position, segment, bias = small()
+    loss, (_, dx) = reference()
+    assert np.all(np.asarray(dx)[segment == 0] == 0)
+    changed, _ = loss_and_gradient(cfg, params, jnp.where(segment[..., None] > 0, x, 7.0), position, segment, bias)
+    assert loss == changed
+
+
+def test_bfloat16_stays_close():
+    cfg, params, x, position, segment, bias = small()
+    exact = run(cfg, params, x, position, segment, bias)
+    half = run(dataclasses.replace(cfg, dtype="bfloat16"), params, x, position, segment, bias)
+    assert half.h_BSD.dtype == jnp.float32 and half.stream_BSD.dtype == jnp.float32
+    assert 1e-6 < float(jnp.abs(half.h_BSD - exact.h_BSD)[0, :10].mean()) < 0.05

@@ -1,0 +1,14 @@
+"""Shared test set-up: CPU only, eight fake devices, a compile cache that survives runs."""
+
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+_CACHE = pathlib.Path(os.environ.get("DINA_TEST_CACHE", pathlib.Path(__file__).parent.parent / ".cache" / "tests"))
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,0 +1,103 @@
+"""Stage V1: k-means start, gradient only where it belongs, one update per step, the digit gate's parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from dina.tasks import visual_tokens
+from dina.vision.tokenizer import PART
+from tests.vision import packs
+
+ROWS = [[(1, 2), (2, 2)], [(2, 3)], [(1, 1), (2, 1)], [(1, 3)]]
+
+
+@pytest.fixture(scope="module")
+def setup():
+    config = packs.tiny_config()
+    task = visual_tokens.VisualTokens(config, packs.stage("visual_tokens", dropout=0.5, kmeans_vectors=40))
+    variables = jax.jit(task.init)(jax.random.key(0))
+    batches = [packs.batch(config.vision, ROWS, seed) for seed in range(3)]
+    return task, task.start(variables, iter(batches), jax.random.key(1)), batches
+
+
+def _loss(task, variables, batch, axes=()):
+    return task.loss(variables["params"], variables["stats"], batch, jax.random.key(2), axes)
+
+
+def test_start_fits_the_books_to_real_features(setup):
+    task, variables, batches = setup
+    fresh = jax.jit(task.init)(jax.random.key(0))
+    energy = lambda v: [float(a / b) for a, b in (_loss(task, v, batches[0]).metrics[f"energy/{i}"] for i in range(3))]
+    assert energy(variables)[-1] < 0.1 < energy(fresh)[-1]
+    # counts are hits per update: 18 cells a batch
+    np.testing.assert_allclose(variables["stats"][PART]["count"]["0"].sum(), 18.0, rtol=1e-5)
+
+
+def test_terms_and_gradients(setup):
+    task, variables, batches = setup
+    out = _loss(task, variables, batches[0])
+    assert set(out.terms) == {"commit", "cosine", "smooth_l1"}
+    assert all(float(weight) == 18.0 for _, weight in out.terms.values())
+    total = lambda params: sum(s for s, _ in _loss(task, {"params": params, "stats": variables["stats"]}, batches[0]).terms.values())
+    grads = jax.grad(total)(variables["params"])
+    largest = lambda tree: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
+    assert largest(grads["vision_encoder"]) == 0
+    assert largest(grads[PART]["quant_conv"]) > 0 and largest(grads[PART]["feature_decoder"]) > 0
+
+
+def test_update_moves_the_books_and_padding_does_not(setup):
+    task, variables, batches = setup
+    out = _loss(task, variables, batches[0])
+    new = task.update_stats(variables["stats"], out.updates, jax.random.key(3), 0)
+    assert float(jnp.abs(new[PART]["codebook"]["0"] - variables["stats"][PART]["codebook"]["0"]).max()) > 0
+    dirty = dict(batches[0], patches=np.where(batches[0]["segment"][..., None] > 0, batches[0]["patches"], 99.0))
+    again = _loss(task, variables, dirty)
+    seen = lambda o: (o.terms, o.updates[PART]["count"], o.updates[PART]["sum"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), seen(out), seen(again))
+
+
+def test_two_devices_give_the_sums_of_one(setup):
+    task, variables, batches = setup
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+
+    def local(variables, batch):
+        out = _loss(task, variables, batch, ("data",))
+        return jax.lax.psum((out.terms, out.metrics), "data"), out.updates
+
+    put = lambda tree, spec: jax.tree.map(lambda x: jax.device_put(x, jax.sharding.NamedSharding(mesh, spec)), tree)
+    run = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False))
+    (terms, metrics), updates = jax.device_get(run(put(variables, P()), put(batches[1], P("data"))))
+    one = jax.device_get(_loss(task, variables, batches[1]))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, terms, one.terms)
+    jax.tree.map(np.testing.assert_array_equal, updates[PART]["count"], one.updates[PART]["count"])
+    jax.tree.map(close, updates[PART]["sum"], one.updates[PART]["sum"])
+    drawn = lambda u: jax.tree.map(lambda c, w: c / np.maximum(w, 1)[:, None], u[PART]["candidate"], u[PART]["weight"])
+    jax.tree.map(close, drawn(updates), drawn(one.updates))
+    mean = lambda pair: pair[0] / pair[1]
+    for name in one.metrics:
+        np.testing.assert_allclose(mean(metrics[name]), mean(one.metrics[name]), rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_option_is_an_error():
+    with pytest.raises((KeyError, AttributeError), match="dropuot"):
+        visual_tokens.VisualTokens(packs.tiny_config(), packs.stage("visual_tokens", dropuot=0.5))
+
+
+def test_pooling_and_probe():
+    features = np.arange(12, dtype=np.float32).reshape(1, 6, 2)
+    pooled = visual_tokens.pooled_features(features, np.array([[1, 1, 2, 2, 2, 0]]), 3)
+    np.testing.assert_allclose(pooled[0], [[1, 2, 2, 3], [6, 7, 8, 9], [0, 0, 0, 0]])
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 10, 400)
+    x = np.eye(10)[y] + 0.1 * rng.normal(size=(400, 10))
+    assert visual_tokens.probe_accuracy(x[:300], y[:300], x[300:], y[300:]) > 0.95
+    assert visual_tokens.probe_accuracy(x[:300], y[:300], x[300:], rng.permutation(y[300:])) < 0.4
+
+
+def test_gate_scores_both_kinds_of_features(setup):
+    task, variables, batches = setup
+    gate = visual_tokens.digit_gate(task.config, variables, batches[:2], batches[:1])
+    assert gate["images"] == 6 and 0 <= gate["quantised"] <= 1 and gate["continuous"] > 0.5  # scored on what it saw

@@ -1,0 +1,25 @@
+"""The log file: lines, non-finite values, cutting what an interruption left behind."""
+
+import json
+
+from dina import metrics
+
+
+def test_lines_after_the_resume_point_are_cut(tmp_path):
+    log = metrics.Log(tmp_path, "x", 10, 0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": 0.5 if step < 3 else float("nan")})
+    log.close()
+    (tmp_path / "metrics.jsonl").open("a").write('{"step": 4, "lo')
+    log = metrics.Log(tmp_path, "x", 10, 2)
+    log.write(3, {"loss": 1.0})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.5), (2, 0.5), (3, 1.0)]
+
+
+def test_non_finite_values_are_text(tmp_path):
+    log = metrics.Log(tmp_path, "x", 1, 0)
+    log.write(1, {"loss": float("inf")})
+    log.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == "inf"

@@ -1,0 +1,49 @@
+"""Groups of parameters: patterns, decay, multipliers, schedules, averages."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dina import optim
+from dina.config import InputError
+
+TREE = {"a": {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}, "b": {"norm": {"scale": jnp.ones((2, 2))}}}
+
+
+def test_split_covers_everything_once():
+    train, frozen = optim.split(TREE, ("a/*/kernel", "b"))
+    assert set(train) == {"a/dense/kernel", "b/norm/scale"} and set(frozen) == {"a/dense/bias"}
+    with pytest.raises(InputError, match="'c'"):
+        optim.split(TREE, ("c",))
+
+
+def test_decay_spares_biases_norms_and_tables():
+    flat = optim.flatten(TREE) | {"e/embed_table": jnp.ones((3, 3))}
+    assert [path for path, x in flat.items() if optim.decays(path, x)] == ["a/dense/kernel"]
+
+
+def test_multipliers_scale_the_step_of_their_group():
+    config = optim.default_config()
+    config.multipliers = (("a/*", 3.0),)
+    flat, _ = optim.split(TREE, ("a", "b"))
+    tx = optim.make(config)
+    updates, _ = tx.update({p: jnp.ones_like(x) for p, x in flat.items()}, tx.init(flat), flat)
+    np.testing.assert_allclose(updates["a/dense/bias"][0] / updates["b/norm/scale"][0, 0], 3.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name,end", [("cosine", 0.1), ("linear", 0.1), ("constant", 1.0)])
+def test_schedules_warm_up_and_end(name, end):
+    config = optim.default_config()
+    config.schedule, config.warmup_steps, config.learning_rate, config.final_fraction = name, 5, 1.0, 0.1
+    rate = optim.schedule(config, 50)
+    assert float(rate(0)) < 0.5 and float(rate(5)) == pytest.approx(1.0) and float(rate(50)) == pytest.approx(end)
+    config.schedule = "nope"
+    with pytest.raises(InputError, match="nope"):
+        optim.schedule(config, 5)
+
+
+def test_average_starts_fast_and_ends_slow():
+    mean = optim.average({"x": jnp.zeros(())}, {"x": jnp.ones(())}, 0.99, jnp.asarray(0))
+    assert float(mean["x"]) == pytest.approx(0.9)
+    mean = optim.average({"x": jnp.zeros(())}, {"x": jnp.ones(())}, 0.99, jnp.asarray(10**6))
+    assert float(mean["x"]) == pytest.approx(0.01, rel=1e-3)

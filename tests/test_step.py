@@ -1,0 +1,68 @@
+"""The train step: mesh invariance, micro-batches, freezing, refusal of poison, averages."""
+
+import jax
+import numpy as np
+import pytest
+
+from dina import sharding, stages, step as steps
+from tests import toy
+
+
+def _train(config, mesh_sizes, steps_run=5, name="one"):
+    mesh = sharding.make_mesh(mesh_sizes, jax.devices()[: int(np.prod(list(mesh_sizes.values())))])
+    stage = config.stages[name]
+    task = stages.make_task(config, name)
+    with jax.set_mesh(mesh):
+        abstract = steps.abstract_state(task, stage, mesh)
+        state = steps.init_state(task, stage, task.init(jax.random.key(0)))
+        state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, abstract)
+        start = jax.device_get(state)
+        step = jax.jit(steps.make_train_step(task, stage, config.seed, mesh))
+        losses = []
+        for n in range(steps_run):
+            state, values = step(state, sharding.put_batch(task.batches().batch(n), mesh), np.float32(0.05))
+            losses.append(float(values["loss"]))
+        return np.array(losses), start, jax.device_get(state), values
+
+
+@pytest.mark.parametrize("mesh", [{"data": 4}, {"replica": 2, "data": 2, "expert": 2}])
+def test_any_mesh_gives_the_same_run(mesh):
+    losses, _, state, _ = _train(toy.config(), {"data": 1})
+    other_losses, _, other, _ = _train(toy.config(), mesh)
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+    assert state["stats"]["body"]["count"] == pytest.approx(other["stats"]["body"]["count"])
+    np.testing.assert_allclose(other["params"]["body"]["w"], state["params"]["body"]["w"], rtol=1e-4, atol=1e-6)
+
+
+def test_micro_batches_change_nothing():
+    losses, _, state, _ = _train(toy.config(), {"data": 1})
+    split_losses, _, split, _ = _train(toy.config(accumulate=4), {"data": 2})
+    np.testing.assert_allclose(split_losses, losses, rtol=1e-5)
+    assert split["stats"]["head"]["count"] == pytest.approx(state["stats"]["head"]["count"])
+
+
+def test_frozen_parts_stay_bit_identical_and_have_no_optimizer_state():
+    _, start, state, _ = _train(toy.config(ema_decay=0.9), {"data": 2}, name="two")
+    assert np.array_equal(start["params"]["body"]["w"], state["params"]["body"]["w"])
+    assert start["stats"]["body"]["count"] == state["stats"]["body"]["count"]
+    assert not np.array_equal(start["params"]["head"]["w"], state["params"]["head"]["w"])
+    assert start["stats"]["head"]["count"] != state["stats"]["head"]["count"]
+    assert set(state["opt"][1].mu) == {"head/w"} and set(state["ema"]) == {"head/w"}
+
+
+def test_a_non_finite_step_leaves_everything_as_it_was():
+    config = toy.config(ema_decay=0.5)
+    config.stages.one.options.poison_step = 4
+    _, _, before, _ = _train(config, {"data": 2}, steps_run=4)
+    _, _, after, values = _train(config, {"data": 2}, steps_run=5)
+    assert values["refused"] == 1.0
+    for name in ("params", "stats", "opt", "ema"):
+        for a, b in zip(jax.tree.leaves(before[name]), jax.tree.leaves(after[name]), strict=True):
+            assert np.array_equal(a, b)
+    assert after["step"] == 5
+
+
+def test_the_average_is_what_a_stage_hands_over():
+    _, _, state, _ = _train(toy.config(ema_decay=0.99), {"data": 1})
+    handed = steps.result(state)["params"]["head"]["w"]
+    assert np.array_equal(handed, state["ema"]["head/w"]) and not np.array_equal(handed, state["params"]["head"]["w"])

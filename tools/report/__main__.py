@@ -1,0 +1,33 @@
+"""Command line: `python -m tools.report --workdir=runs/demo [--config=experiments/digits.py] [--readme[=FILE]]`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+
+from dina import config as configs
+from tools.report import inputs, page, readme
+
+
+def main(argv: list[str]) -> int:
+    """Writes report.json and report.html, and with --readme the README's table."""
+    parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__)
+    parser.add_argument("--config", default="experiments/digits.py", help="the experiment: name, seed, hashes, stage order")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--readme", nargs="?", const="README.md", type=pathlib.Path, help="file with the marker comments")
+    args = parser.parse_args(argv)
+    config = configs.load(args.config) if args.config else None
+    run = inputs.read_run(args.workdir, config)
+    for name, text in (("report.json", json.dumps(run.scores, indent=1)), ("report.html", page.build(run))):
+        part = args.workdir / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        part.replace(args.workdir / name)
+    if args.readme:
+        readme.rewrite(pathlib.Path(args.readme), run.scores)
+    print(f"dina: wrote {args.workdir / 'report.html'} and report.json ({len(run.scores)} scores)")
+    return 0
+
+
+if __name__ == "__main__":
+    configs.run_main(main)
