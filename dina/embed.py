@@ -15,10 +15,12 @@ image cells, H ids of n-gram history.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from dina.backbone.config import NgramConfig
 from dina.backbone.ngram import ABSENT, NgramEmbedding
@@ -109,6 +111,31 @@ def _table_init(voc: Vocabulary):
         return jax.random.normal(key, shape, dtype) * std_R[:, None].astype(dtype)
 
     return init
+
+
+def rows_from_codebooks(
+    key: Key[Array, ""], books: Sequence[Float[Array, "K Z"]], counts: Sequence[Float[Array, "K"]], width: int
+) -> Float[Array, "R D"]:
+    """Rows of one modality's codes that know the tokenizer's geometry from the start, level after level.
+
+    Half of a row's variance is a random projection of its code vector, the same for all levels, so that the sum over
+    levels shows the quantised feature; the other half is the row's own noise, equal on all levels, so that no level's
+    identity drowns in that of the first.
+
+    Args:
+        key: of the projection and the noise.
+        books: code vectors of each level.
+        counts: how often each code is used, any unit; what all codes have in common is left out.
+        width: D.
+    """
+    into_ZD = jax.random.normal(jax.random.fold_in(key, 0), (books[0].shape[1], width))
+    centred, variance = [], 0.0
+    for book_KZ, count_K in zip(books, counts, strict=True):
+        share_K1 = (count_K / jnp.sum(count_K))[:, None]
+        centred.append((book_KZ - jnp.sum(share_K1 * book_KZ, 0)) @ into_ZD)
+        variance += jnp.mean(jnp.sum(share_K1 * centred[-1] ** 2, 0))
+    known_RD = jnp.concatenate(centred) * jnp.sqrt(0.5 / variance)
+    return known_RD + jax.random.normal(jax.random.fold_in(key, 1), known_RD.shape) * (0.5 / len(books)) ** 0.5
 
 
 def text_ids(

@@ -39,6 +39,8 @@ PARTS = ("embed", "backbone", "lm_head", "visual_head", "audio_head")
 def default_config() -> ml_collections.ConfigDict:
     """`config.model`: the trunk's fields and sections, the pre-buffer, and how losses are weighed and computed."""
     config = trunk_config.default_config()
+    # Code rows of the joint table at the start: 'random' (paper §1.7), or 'codebooks' (embed.rows_from_codebooks).
+    config.code_start = "random"
     config.pre_buffer = ml_collections.ConfigDict({"hidden": 256})
     config.losses = ml_collections.ConfigDict({
         "visual_level": 0.25,  # weight of one level's cross-entropy beside 1 for a text token (backbone.md §7.2)

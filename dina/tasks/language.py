@@ -12,18 +12,23 @@ Shapes: B rows, S positions, L levels, G logical layers, E experts.
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from dina import grammar, sharding
+from dina import grammar, sharding, stages
 from dina import model as model_lib
+from dina.audio.tokenizer import quantizer_config
 from dina.backbone import balance
 from dina.config import InputError
 from dina.data import packing, phrases
+from dina.embed import rows_from_codebooks
 from dina.tasks.base import LossOut, Sums, Task, Variables
+from dina.vision.tokenizer import make_tokenizer
 
+CODE_STARTS = ("random", "codebooks")
 TERMS = ("text", "visual", "audio", "router_z", "hidden_z")
 CODE_HEADS = {"visual": ("visual_head", "visual_index"), "audio": ("audio_head", "audio_index")}
 
@@ -45,6 +50,26 @@ class Language(Task):
 
     def batches(self) -> packing.PackedDocuments:
         return packing.open_batches(self.config, self.stage, self.config.run.workdir)
+
+    def start(self, variables: Variables, batches, key: jax.Array) -> Variables:
+        """Gives the code rows of a fresh table the geometry of the codebooks, where the config asks for it."""
+        del batches
+        how = self.config.model.code_start
+        if how not in CODE_STARTS:
+            raise InputError(f"config key model.code_start is {how!r}; known: {', '.join(CODE_STARTS)}")
+        if how == "random" or "embed" in self.stage.init_from:
+            return variables
+        quantizers = {"vision_quantizer": (make_tokenizer(self.config.vision).rvq, self.vocabulary.visual_base[0]),
+                      "audio_quantizer": (quantizer_config(self.config.audio), self.vocabulary.audio_base[0])}
+        _, trained = stages.load_parts(self.config, pathlib.Path(self.config.run.workdir), list(quantizers))
+        table_RD = variables["params"]["embed"]["table"]
+        for number, (part, (rvq, first)) in enumerate(quantizers.items()):
+            books, counts = ([trained[part][kind][rvq.book(level)] for level in range(rvq.levels)]
+                             for kind in ("codebook", "count"))
+            rows_RD = rows_from_codebooks(jax.random.fold_in(key, number), books, counts, table_RD.shape[1])
+            table_RD = table_RD.at[first : first + len(rows_RD)].set(rows_RD.astype(table_RD.dtype))
+        embed = variables["params"]["embed"] | {"table": table_RD}
+        return variables | {"params": variables["params"] | {"embed": embed}}
 
     def loss(self, params: Any, stats: Any, batch: Any, key: jax.Array, axes: tuple[str, ...]) -> LossOut:
         del key  # nothing here is random

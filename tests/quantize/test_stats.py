@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from dina.quantize import rvq
+from dina.quantize.stats import STEP_ASIDE
 
 CFG = rvq.RVQConfig(sizes=(4, 4), dim=3, decay=0.9, restart_cap=0.0)
 KEY = jax.random.key(0)
@@ -17,6 +18,12 @@ KEY = jax.random.key(0)
 def _update(cfg, stats, x, mask=None, key=KEY):
     mask = jnp.ones(len(x)) if mask is None else mask
     return rvq.statistics(cfg, stats, x, rvq.encode(cfg, stats, x), mask, key)
+
+
+def _beside(cfg, stats, x):
+    """Where a dead code of the first book may restart: on the way from each vector's code to the vector."""
+    code = np.asarray(stats["codebook"]["0"])[np.asarray(rvq.encode(cfg, stats, x))[:, 0]]
+    return code + STEP_ASIDE * (np.asarray(x) - code)
 
 
 @pytest.mark.parametrize("codebook", ["separate", "shared"])
@@ -60,7 +67,7 @@ def test_dead_codes_restart_from_the_batch_with_all_their_statistics():
     assert len(moved) == 2  # the cap: a quarter of eight
     threshold = 0.1 * float(np.sum(0.99 * np.asarray(stats["count"]["0"])) + 0.01 * 20) / 8
     for k in moved:
-        assert np.abs(np.asarray(x) - new["codebook"]["0"][k]).sum(-1).min() < 1e-6
+        assert np.abs(_beside(cfg, stats, x) - new["codebook"]["0"][k]).sum(-1).min() < 1e-6
         np.testing.assert_allclose(new["count"]["0"][k], 2 * threshold, rtol=1e-5)
         np.testing.assert_allclose(new["sum"]["0"][k], new["codebook"]["0"][k] * new["count"]["0"][k], rtol=1e-5)
     assert not np.allclose(new["codebook"]["0"][moved[0]], new["codebook"]["0"][moved[1]])
@@ -85,7 +92,7 @@ def test_micro_batches_add_up():
     np.testing.assert_array_equal(total["count"]["0"], whole["count"]["0"])
     np.testing.assert_allclose(total["sum"]["0"], whole["sum"]["0"], rtol=1e-5, atol=1e-5)
     drawn = total["candidate"]["0"] / total["weight"]["0"][:, None]
-    near = np.abs(np.asarray(x)[:, None] - np.asarray(drawn)).sum(-1).min(0) < 0.1
+    near = np.abs(_beside(cfg, stats, x)[:, None] - np.asarray(drawn)).sum(-1).min(0) < 0.03
     assert near.mean() > 0.7  # one in 16 pairs has equal weights and gives a mean of two
 
 
@@ -108,9 +115,10 @@ def test_any_number_of_devices_gives_the_same_update(devices, keyed):
     put = lambda a: jax.device_put(a, jax.sharding.NamedSharding(mesh, P("data")))
     many = jax.device_get(jax.jit(sharded)(put(x), put(mask), put(keys)))
     one = jax.device_get(run(x, mask, keys, ()))
-    for name in ("count", "candidate", "weight"):
+    for name in ("count", "weight"):
         jax.tree.map(np.testing.assert_array_equal, one[name], many[name])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), one["sum"], many["sum"])
+    for name in ("sum", "candidate"):  # the same vectors, rounded as each program's arithmetic rounds them
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), one[name], many[name])
     a, b = (rvq.apply(cfg, stats, jax.tree.map(jnp.asarray, u), KEY) for u in (one, many))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), a, b)
     assert float(jnp.abs(a["codebook"]["0"] - stats["codebook"]["0"]).max()) > 0.1
