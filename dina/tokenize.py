@@ -1,8 +1,9 @@
 """Offline tokenisation: raw records to code shards. `python -m dina.tokenize --config=experiments/X.py --workdir=DIR`.
 
-Reads the raw records of every split, encodes images packed into rows and clips in batches of one shape, and writes
-shards (dina/data/codes.py) under DIR/codes. Run it again and it resumes: a finished shard of the same tokenizer is
-verified and skipped. A record that cannot be read or encoded is left out, counted and named.
+Reads the raw records of `config.tokenize.splits`, encodes images packed into rows and clips in batches of one shape,
+and writes shards (dina/data/codes.py) under DIR/codes. Run it again and it resumes: a finished shard of the same
+tokenizer is verified and skipped. A record that cannot be read or encoded is left out, counted and named. A kind needs
+its own tokenizer alone, so it can be made as soon as that is trained: `--kind=images`, or train.py's job codes:images.
 
 Letters: B rows of a batch, N cells of a row or samples of a clip, U frames, L levels.
 """
@@ -14,7 +15,7 @@ import contextlib
 import hashlib
 import pathlib
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import ml_collections
@@ -30,7 +31,8 @@ from dina.tasks.vision_batches import pack_rows
 from dina.vision import preprocess
 from dina.vision import tokenizer as vision_tokenizer
 
-PARTS = ["vision_encoder", "vision_quantizer", "audio_encoder", "audio_quantizer"]
+PARTS = {"images": ["vision_encoder", "vision_quantizer"], "speech": ["audio_encoder", "audio_quantizer"]}
+KINDS = tuple(PARTS)
 VIEWS = ("clean", "noisy")
 _FORMAT = 1  # of the codes; raise it when this file makes other codes from the same tokenizer
 
@@ -40,21 +42,21 @@ EncodeImages = Callable[[dict[str, np.ndarray]], np.ndarray]
 EncodeSpeech = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-class Encoders(typing.NamedTuple):
-    """The two tokenizers, and a hash of what they are."""
+class Encoder(typing.NamedTuple):
+    """The tokenizer of a kind, and a hash of its parameters and statistics."""
 
-    images: EncodeImages
-    speech: EncodeSpeech
+    encode: EncodeImages | EncodeSpeech
     identity: str
 
 
 def default_config() -> ml_collections.ConfigDict:
     """`config.tokenize`: records of a shard, rows of a batch, splits, and the forms in which a clip is heard.
 
-    'noisy' is a clip as the speech tokenizer's training hears it: with speed, gain, room and noise, drawn once a clip.
+    Training reads no split but 'train'; evaluation encodes its own prompts. 'noisy' is a clip as the speech tokenizer's
+    training hears it: with speed, gain, room and noise, drawn once a clip.
     """
-    return ml_collections.ConfigDict({"shard_records": 4096, "image_rows": 32, "speech_rows": 32,
-                                      "splits": ("train", "valid", "test"), "speech_views": VIEWS})
+    return ml_collections.ConfigDict({"shard_records": 4096, "image_rows": 32, "speech_rows": 32, "splits": ("train",),
+                                      "speech_views": VIEWS})
 
 
 def prepare_data(config: ml_collections.ConfigDict) -> pathlib.Path:
@@ -64,36 +66,42 @@ def prepare_data(config: ml_collections.ConfigDict) -> pathlib.Path:
     return path
 
 
-def load_encoders(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Encoders:
-    """The trained tokenizers of a workdir. Raises InputError if a stage that makes them is not finished."""
-    params, stats = stages.load_parts(config, workdir, PARTS)
+def load_encoder(config: ml_collections.ConfigDict, workdir: pathlib.Path, kind: str) -> Encoder:
+    """The trained tokenizer of a kind in a workdir. Raises InputError if a stage that makes it is not finished."""
+    params, stats = stages.load_parts(config, workdir, PARTS[kind])
     variables = {"params": params, "stats": stats}
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
     content = hashlib.sha256()
-    for path, leaf in leaves:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
         content.update(jax.tree_util.keystr(path).encode())
         content.update(np.ascontiguousarray(leaf).tobytes())
-    hear = audio_tokenizer.make_tokenize(config.audio)
-    return Encoders(
-        images=lambda pack: jax.device_get(vision_tokenizer.tokenize(config.vision, variables, pack)),
-        speech=lambda wave_BN, samples_B: jax.device_get(hear(params, stats, wave_BN, samples_B)),
-        identity=content.hexdigest()[:16],
-    )
+    if kind == "images":
+        encode = lambda pack: jax.device_get(vision_tokenizer.tokenize(config.vision, variables, pack))
+    else:
+        hear = audio_tokenizer.make_tokenize(config.audio)
+        encode = lambda wave_BN, samples_B: jax.device_get(hear(params, stats, wave_BN, samples_B))
+    return Encoder(encode, content.hexdigest()[:16])
 
 
-def tokenize(config: ml_collections.ConfigDict, workdir: pathlib.Path | str) -> dict:
-    """Tokenises everything with the workdir's trained tokenizers; see `run`."""
+def tokenize(config: ml_collections.ConfigDict, workdir: pathlib.Path | str, kinds: Sequence[str] = KINDS) -> dict:
+    """Tokenises everything of some kinds with the workdir's trained tokenizers; see `run`.
+
+    Raises:
+        InputError: a kind is unknown, or as `load_encoder` and `run`.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"codes of kind {kind!r}: must be one of {', '.join(KINDS)}")
     workdir = pathlib.Path(workdir)
-    return run(config, workdir, load_encoders(config, workdir))
+    return run(config, workdir, {kind: load_encoder(config, workdir, kind) for kind in kinds})
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | str, encoders: Encoders) -> dict:
-    """Tokenises every split of images and speech.
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | str, encoders: Mapping[str, Encoder]) -> dict:
+    """Tokenises `config.tokenize.splits` of some kinds.
 
     Args:
         config: the experiment; `tokenize` may be missing.
         workdir: shards go to its folder `codes`.
-        encoders: both functions are called with batches of one shape each.
+        encoders: kind ('images', 'speech') -> its tokenizer, which is called with batches of one shape.
 
     Returns:
         kind -> {'counts': {split: records}, 'errors': [line per record left out], 'made': shards, 'kept': shards}.
@@ -106,10 +114,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | str, encoders
     if unknown or not options.speech_views or min(options.shard_records, options.image_rows, options.speech_rows) < 1:
         raise InputError(f"config key tokenize: speech_views must be some of {VIEWS}, sizes at least 1;"
                          f" it is {options.to_dict()}")
-    made = {"images": _Images(config, options, encoders.images), "speech": _Speech(config, options, encoders.speech)}
     report = {}
-    for kind, worker in made.items():
-        identity = _identity(config, options, kind, encoders)
+    for kind, encoder in encoders.items():
+        worker = {"images": _Images, "speech": _Speech}[kind](config, options, encoder.encode)
+        identity = _identity(config, options, kind, encoder)
         report[kind] = _run_kind(config, options, workdir, kind, worker, identity)
         counts = ", ".join(f"{n} {split}" for split, n in report[kind]["counts"].items())
         print(f"dina: codes: {kind}: {counts}; {report[kind]['made']} shards made, {report[kind]['kept']} kept", flush=True)
@@ -118,10 +126,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | str, encoders
     return report
 
 
-def _identity(config, options, kind: str, encoders: Encoders) -> str:
+def _identity(config, options, kind: str, encoder: Encoder) -> str:
     """Everything that the codes of a kind depend on."""
     section = "vision" if kind == "images" else "audio"
-    parts = [str(_FORMAT), encoders.identity, digits.cache_path(config).name, configs.identity(config, section)]
+    parts = [str(_FORMAT), encoder.identity, digits.cache_path(config).name, configs.identity(config, section)]
     # Neither batch nor shard sizes change a code, but shards of different sizes do not fit together.
     parts += [str(options.shard_records), *(options.speech_views if kind == "speech" else ()), str(config.seed)]
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]
@@ -253,10 +261,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m dina.tokenize", description=__doc__)
     parser.add_argument("--config", required=True, help="experiments/X.py[:variant,key=value,...]")
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--kind", choices=KINDS, help="one kind only; default all")
     args = parser.parse_args(argv)
     config = configs.load(args.config)
     prepare_data(config)
-    tokenize(config, args.workdir)
+    tokenize(config, args.workdir, [args.kind] if args.kind else KINDS)
     return configs.EXIT_DONE
 
 

@@ -1,8 +1,11 @@
 """Trains any stage of any experiment: `python -m dina.train --config=experiments/X.py[:arg] --workdir=DIR`.
 
-Runs the jobs of `config.jobs` in order: 'data' (raw records), 'codes' (offline tokenisation) and stages. Run the same
-command again and it resumes: finished jobs are skipped, an interrupted stage goes on from its last checkpoint with the
-batches it would have seen. Exit codes: 0 done, 75 interrupted and saved (run it again), 2 bad input, 1 bug.
+Runs the jobs of `config.jobs` in order: 'data' (raw records), 'codes' (offline tokenisation; 'codes:images' and
+'codes:speech' are one kind of it, as soon as its tokenizer is trained) and stages. Run the same command again and it
+resumes: finished jobs are skipped, an interrupted stage goes on from its last checkpoint with the batches it would have
+seen.
+
+Exit codes: 0 done, 75 interrupted and saved (run it again), 2 bad input, 1 bug.
 """
 
 from __future__ import annotations
@@ -195,6 +198,8 @@ def run(config, workdir: pathlib.Path, profile=(-1, -1)) -> int:
                 tokenize.prepare_data(config)
             elif job == "codes":
                 tokenize.tokenize(config, workdir)
+            elif job.startswith("codes:"):
+                tokenize.tokenize(config, workdir, [job.removeprefix("codes:")])
             else:
                 train_stage(config, job, workdir, mesh, stopper, profile)
             if stopper.asked:

@@ -131,9 +131,9 @@ def smoke(c: ConfigDict) -> None:
 
 VARIANTS = {
     "data": only("data"),
-    "vision": only("V0", "V1"),
+    "vision": only("V0", "V1", "codes:images"),
     "pixels": only("V2", "V4"),
-    "audio": only(*AUDIO),
-    "language": only("codes", *LANGUAGE),
+    "audio": only("A1", "codes:speech", "A2"),
+    "language": only(*LANGUAGE),
     "smoke": smoke,
 }

@@ -4,7 +4,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from dina import stages, tokenize
+from dina import checkpoint, stages, tokenize
 from dina.audio import config as audio
 from dina.config import InputError
 from dina.data import codes, digits, packing, sources
@@ -21,7 +21,8 @@ def config(tmp_path_factory):
     c.data.speech.train.others = 3
     c.vision, c.audio = vision.default_config(), audio.default_config()
     c.tokenize = tokenize.default_config()
-    c.tokenize.update({"shard_records": 50, "image_rows": 4, "speech_rows": 8})
+    c.tokenize.update({"shard_records": 50, "image_rows": 4, "speech_rows": 8,
+                       "splits": ("train", "valid", "test")})
     c.run = ml_collections.ConfigDict({"data_dir": str(tmp_path_factory.mktemp("raw"))})
     tokenize.prepare_data(c)
     return c
@@ -45,7 +46,8 @@ def fake(config, identity="one", stop_after=None):
         value = (1000 * frames).astype(np.int64)[..., None] + np.arange(8)
         return value % 256, samples_B // 1280
 
-    return tokenize.Encoders(images, speech, identity), calls
+    made = {"images": images, "speech": speech}
+    return {kind: tokenize.Encoder(encode, identity) for kind, encode in made.items()}, calls
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_every_record_has_its_codes(config, done):
             h, w = (side // 28 for side in raw[i]["image"].shape[:2])
             assert (table.fields["h"][i], table.fields["w"][i]) == (h, w) and table.codes(i).shape == (h * w, 8)
             assert all(table.fields[name][i] == raw[i][name] for name in ("digit", "source", "size", "top", "left", "aligned"))
-            alone = tokenize._Images(config, config.tokenize, fake(config)[0].images)(raw, split, range(i, i + 1))[0][0]
+            alone = tokenize._Images(config, config.tokenize, fake(config)[0]["images"].encode)(raw, split, range(i, i + 1))[0][0]
             assert (alone["codes"] == table.codes(i)).all()  # its neighbours in the row do not matter
 
 
@@ -99,6 +101,36 @@ def test_another_tokenizer_or_a_damaged_shard_is_made_again(config, done, tmp_pa
     assert report["images"]["made"] == 1 and report["speech"]["made"] == 0
     report = tokenize.run(config, tmp_path, fake(config, "two")[0])
     assert report["images"]["kept"] == report["speech"]["kept"] == 0
+
+
+def test_a_kind_depends_on_its_own_tokenizer_alone(config, done, tmp_path):
+    images = {"images": fake(config)[0]["images"]}
+    report = tokenize.run(config, tmp_path, images)
+    assert report.keys() == {"images"} and not codes.folder(tmp_path, "speech").exists()
+    report = tokenize.run(config, tmp_path, images | {"speech": fake(config, "two")[0]["speech"]})
+    assert report["images"]["made"] == 0 and report["images"]["kept"] > 0 and report["speech"]["made"] > 0
+
+
+def trained(config, workdir, *parts):
+    """A finished stage 'tokenizer' with some parts, each of its name's length."""
+    values = {part: {"w": np.full(3, len(part), np.float32)} for part in parts}
+    config.order, config.stages = ("tokenizer",), ml_collections.ConfigDict({"tokenizer": stages.default_stage()})
+    config.stages.tokenizer.task = "align"
+    record = {"identity": stages.stage_identity(config, "tokenizer")}
+    checkpoint.finish(workdir / "tokenizer", {"params": values, "stats": {}}, record)
+
+
+def test_an_encoder_needs_the_parts_of_its_kind_alone(config, tmp_path):
+    c = config.copy_and_resolve_references()
+    trained(c, tmp_path / "one", "audio_encoder", "audio_quantizer")
+    one = tokenize.load_encoder(c, tmp_path / "one", "speech")
+    with pytest.raises(InputError, match="no trained vision_encoder, vision_quantizer"):
+        tokenize.tokenize(c, tmp_path / "one", ["images"])
+    trained(c, tmp_path / "two", "audio_encoder", "audio_quantizer", "vision_encoder", "vision_quantizer")
+    assert tokenize.load_encoder(c, tmp_path / "two", "speech").identity == one.identity
+    assert tokenize.load_encoder(c, tmp_path / "two", "images").identity != one.identity
+    with pytest.raises(InputError, match="codes of kind 'video'"):
+        tokenize.tokenize(c, tmp_path / "two", ["video"])
 
 
 def test_a_run_that_was_killed_ends_with_the_same_files(config, done, tmp_path):
