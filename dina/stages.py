@@ -7,13 +7,17 @@ which earlier stage, its losses, optimizer, batch and length. Every stage has a 
 from __future__ import annotations
 
 import importlib
+import math
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import ml_collections
 
 from dina import checkpoint, optim
-from dina.config import InputError, identity
+from dina.config import InputError, check_name, identity
+from dina.sharding import BATCH_AXES
 from dina.tasks.base import Task, Variables
 
 # task name -> (class, the config sections that its result depends on)
@@ -26,6 +30,12 @@ TASKS = {
     "flow": ("dina.tasks.flow:FlowTask", ("audio",)),
     "language": ("dina.tasks.language:Language", ("vision", "audio", "model")),
 }
+# What changes speed and memory only (DESIGN §4.4): dotted paths by section.
+SPEED = {
+    "model": ("remat", "unroll", "losses.text_chunk", "losses.code_chunk", "losses.remat"),
+    "vision": ("encoder.remat", "pixel_decoder.remat", "refiner.remat"),
+}
+DATA_JOBS = ("data", "codes", "codes:images", "codes:speech")
 
 
 def default_stage() -> ml_collections.ConfigDict:
@@ -61,26 +71,71 @@ def make_task(config: ml_collections.ConfigDict, name: str) -> Task:
     return getattr(importlib.import_module(module), attribute)(config, stage)
 
 
+def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises InputError for jobs that do not exist and batches that cannot be cut for the mesh, before anything runs."""
+    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    for job in config.jobs:
+        name = job.removeprefix("compile:")
+        if job in DATA_JOBS:
+            continue
+        check_name(name, (*config.stages, *DATA_JOBS), "config key jobs: job")
+        stage = config.stages[name]
+        if stage.accumulate < 1 or stage.batch < 1 or stage.batch % (shards * stage.accumulate):
+            raise InputError(
+                f"stages.{name}.batch={stage.batch} is not a multiple of {shards} devices (mesh axes "
+                f"{', '.join(BATCH_AXES)}) times accumulate={stage.accumulate}"
+            )
+
+
 def stage_identity(config: ml_collections.ConfigDict, name: str) -> str:
     """Hash of all that the result of stage `name` depends on, the stages before it included."""
     stage = config.stages[name]
+    sections = TASKS[stage.task][1]
     before = sorted({*stage.init_from.values(), *stage.after})
     own = ml_collections.ConfigDict({
         "seed": config.seed,
-        "stage": stage,
+        "stage": _without(stage.to_dict(), "accumulate"),
         "data": config.data,
         "text": config.text,
-        "sections": {section: config[section] for section in TASKS[stage.task][1]},
+        "sections": {section: _without(config[section].to_dict(), *SPEED.get(section, ())) for section in sections},
         "before": {other: stage_identity(config, other) for other in before},
     })
+    if stage.task == "language" and "tokenize" in config:
+        own.speech_views = config.tokenize.speech_views
     return identity(own)
+
+
+def _without(tree: dict[str, Any], *paths: str) -> dict[str, Any]:
+    """A copy of a nested dict that lacks the dotted `paths`."""
+    drop, deeper = set(), {}
+    for path in paths:
+        head, _, rest = path.partition(".")
+        if rest:
+            deeper.setdefault(head, []).append(rest)
+        else:
+            drop.add(head)
+    kept = {key: value for key, value in tree.items() if key not in drop}
+    return kept | {key: _without(kept[key], *rests) for key, rests in deeper.items() if key in kept}
+
+
+def initialiser(config: ml_collections.ConfigDict, task: Task) -> tuple[Callable[[jax.Array], Variables], jax.Array]:
+    """The jitted `task.init`, and the key that the experiment calls it with."""
+    # Run once: compiling it with little optimisation takes 3 s instead of 15 for the language model on a CPU.
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(task.init, compiler_options=quick), jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1)
+
+
+def starts_fresh(config: ml_collections.ConfigDict, name: str, variables: Variables) -> bool:
+    """Whether stage `name` has a part that it does not take over; `variables` may be abstract."""
+    return not {*variables["params"], *variables["stats"]} <= set(config.stages[name].init_from)
 
 
 def initial_variables(config: ml_collections.ConfigDict, name: str, task: Task, workdir: pathlib.Path) -> Variables:
     """Fresh variables of a stage with the parts of `init_from` taken over from finished stages."""
-    # Run once: compiling it with little optimisation takes 3 s instead of 15 for the language model on a CPU.
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    variables = jax.jit(task.init, compiler_options=quick)(jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1))
+    init, key = initialiser(config, task)
+    variables = jax.eval_shape(init, key)
+    if starts_fresh(config, name, variables):
+        variables = init(key)
     sources: dict[str, list[str]] = {}
     for part, source in config.stages[name].init_from.items():
         sources.setdefault(source, []).append(part)

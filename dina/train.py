@@ -1,9 +1,9 @@
 """Trains any stage of any experiment: `python -m dina.train --config=experiments/X.py[:arg] --workdir=DIR`.
 
-Runs the jobs of `config.jobs` in order: 'data' (raw records), 'codes' (offline tokenisation; 'codes:images' and
-'codes:speech' are one kind of it, as soon as its tokenizer is trained) and stages. Run the same command again and it
-resumes: finished jobs are skipped, an interrupted stage goes on from its last checkpoint with the batches it would have
-seen.
+Runs the jobs of `config.jobs` in order: 'data' (raw records), stages, 'codes' (offline tokenisation; 'codes:images' and
+'codes:speech' are one kind of it, as soon as its tokenizer is trained), and 'compile:STAGE' (fills the compile cache
+while others still make what the stage needs). Run the same command again and it resumes: finished jobs are skipped, an
+interrupted stage goes on from its last checkpoint with the batches it would have seen.
 
 Exit codes: 0 done, 75 interrupted and saved (run it again), 2 bad input, 1 bug.
 """
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import pathlib
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import grain
 import jax
@@ -23,8 +25,10 @@ import numpy as np
 
 from dina import checkpoint, config as configs, metrics, optim, sharding, stages, step as steps
 from dina.config import EXIT_RESTART, InputError
+from dina.data import packing
 
 REFUSED_IN_A_ROW = 8  # this many non-finite steps one after another stop the run
+_STEPS: dict[tuple, Callable] = {}  # see compiled_step
 
 
 class Interrupted(Exception):
@@ -64,6 +68,9 @@ def setup(config) -> jax.sharding.Mesh:
     if jax.config.jax_platforms == "cpu" and wanted > 1:
         jax.config.update("jax_num_cpu_devices", wanted)
     cache = pathlib.Path(config.checkpoint.compile_cache).expanduser()
+    if jax.config.jax_platforms == "cpu" and hasattr(os, "sched_getaffinity"):
+        # XLA cuts loops into as many pieces as the process has cores, and leaves that number out of the cache's key.
+        cache /= f"{len(os.sched_getaffinity(0))}-cores"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return sharding.make_mesh(config.mesh.to_dict())
@@ -101,7 +108,7 @@ def train_stage(config, name: str, workdir: pathlib.Path, mesh, stopper: Stopper
     saves = checkpoint.Checkpoints(folder, identity, config.checkpoint.keep)
     with jax.set_mesh(mesh):
         first, seconds, state, batches = _open(config, name, workdir, task, saves, mesh)
-        step = jax.jit(steps.make_train_step(task, stage, config.seed, mesh), donate_argnums=0)
+        step = compiled_step(config, name, task, mesh)
         log = metrics.Log(folder, name, stage.steps, first)
         state = _loop(config, stage, state, step, batches, first, mesh, log, saves, stopper, profile, begun - seconds)
         record = {
@@ -109,11 +116,53 @@ def train_stage(config, name: str, workdir: pathlib.Path, mesh, stopper: Stopper
             "examples": stage.steps * stage.batch, "seconds": round(time.time() - begun + seconds, 2),
             "peak_memory_mib": round(metrics.peak_memory_mib()), "jax": jax.__version__,
             "parameters": {part: _count(tree) for part, tree in state["params"].items()},
-            "trained_parameters": sum(x.size for x in jax.tree.leaves(state["opt"][1].mu)),
+            "trained_parameters": _count(optim.split(state["params"], stage.train)[0]),
         }
         saves.close()
         checkpoint.finish(folder, steps.result(state), record)
     log.close()
+
+
+def compiled_step(config, name: str, task, mesh):
+    """The jitted train step of stage `name`; stages in a row that compute the same share one, traced and compiled once.
+
+    They do if they differ only in their data, their length and their learning rate (which is an argument of the step).
+    Only the newest step is kept: its program takes memory.
+    """
+    stage = config.stages[name].to_dict()
+    for field in ("steps", "init_from", "after"):
+        stage.pop(field)
+    for field in ("learning_rate", "schedule", "warmup_steps", "final_fraction"):
+        stage["optimizer"].pop(field)
+    if config.stages[name].task == "language":  # all its options are about data; what they do to shapes, jit sees itself
+        stage.pop("options")
+    sections = {section: config[section].to_dict() for section in ("text", *stages.TASKS[stage["task"]][1])}
+    key = repr((config.seed, stage, sections)), mesh
+    if key not in _STEPS:
+        _STEPS.clear()
+        step = steps.make_train_step(task, config.stages[name], config.seed, mesh)
+        _STEPS[key] = jax.jit(step, donate_argnums=0)
+    return _STEPS[key]
+
+
+def compile_stage(config, name: str, workdir: pathlib.Path, mesh) -> None:
+    """Compiles what stage `name` will run into the compile cache, from shapes alone: a language stage needs no codes.
+
+    The program is cut for this process's cores, as `setup` says: compile with as many as the stage will have.
+    """
+    stage, begun = config.stages[name], time.time()
+    if checkpoint.finished(workdir / name, stages.stage_identity(config, name)):
+        return
+    task = stages.make_task(config, name)
+    with jax.set_mesh(mesh):
+        abstract = steps.abstract_state(task, stage, mesh)
+        blank = packing.blank_batch(config, stage) if stage.task == "language" else task.batches().batch(0)
+        batch, rate = sharding.put_batch(blank, mesh), np.float32(0)
+        compiled_step(config, name, task, mesh).lower(abstract, batch, rate).compile()
+        if stages.starts_fresh(config, name, abstract):
+            init, key = stages.initialiser(config, task)
+            init.lower(key).compile()
+    print(f"dina: {name}: compiled in {time.time() - begun:.0f} s", flush=True)
 
 
 def _count(tree) -> int:
@@ -150,7 +199,7 @@ def _loop(config, stage, state, step, batches, first, mesh, log, saves, stopper,
         state, values = step(state, sharding.put_batch(host, mesh), rates[n])
         if pending is not None:
             refused = _write(config, stage, log, *pending, refused)
-        pending = (n, values, host["example"], began)
+        pending = (n, values, host["example"])
         log.advance()
         if n + 1 == profile[1]:
             jax.block_until_ready(state["step"])
@@ -167,14 +216,13 @@ def _loop(config, stage, state, step, batches, first, mesh, log, saves, stopper,
     return state
 
 
-def _write(config, stage, log, n, values, examples, began, refused) -> int:
+def _write(config, stage, log, n, values, examples, refused) -> int:
     """Logs step n where due; returns how many steps in a row were refused, and stops the run at too many."""
     if (n + 1) % config.log.every and n + 1 != stage.steps and n:
         return refused
     values = jax.device_get(values)
     refused = refused + 1 if values["refused"] else 0
-    rate = (n + 1) * stage.batch / max(1e-9, time.time() - began)
-    log.write(n + 1, {**values, "rows_per_second": rate})
+    log.write(n + 1, values, stage.batch)
     if refused >= REFUSED_IN_A_ROW:
         raise RuntimeError(
             f"{refused} logged steps in a row had a non-finite loss or gradient; the last one is step {n}, examples "
@@ -191,6 +239,7 @@ def run(config, workdir: pathlib.Path, profile=(-1, -1)) -> int:
     with config.unlocked():
         config.run.workdir = str(workdir)
     mesh = setup(config)
+    stages.check(config, mesh)
     stopper = Stopper()
     try:
         for job in config.jobs:
@@ -200,6 +249,8 @@ def run(config, workdir: pathlib.Path, profile=(-1, -1)) -> int:
                 tokenize.tokenize(config, workdir)
             elif job.startswith("codes:"):
                 tokenize.tokenize(config, workdir, [job.removeprefix("codes:")])
+            elif job.startswith("compile:"):
+                compile_stage(config, job.removeprefix("compile:"), workdir, mesh)
             else:
                 train_stage(config, job, workdir, mesh, stopper, profile)
             if stopper.asked:

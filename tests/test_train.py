@@ -1,5 +1,6 @@
 """The loop: stages in order, hand-over, resume after an interruption, refusal of another config's folder."""
 
+import collections
 import json
 import signal
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from dina import checkpoint, sharding, train
+from dina import checkpoint, sharding, stages, train
 from dina.config import InputError
 from tests import toy
 
@@ -65,6 +66,114 @@ def test_another_config_is_refused_by_name(tmp_path):
 def test_a_misspelt_part_is_named(tmp_path):
     with pytest.raises(InputError, match="bodi"):
         _run(toy.config(train=("bodi",)), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- one compiled step
+def _step(config, name, mesh=None):
+    mesh = mesh or sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    return train.compiled_step(config, name, stages.make_task(config, name), mesh)
+
+
+def _alike(**changes):
+    """An experiment whose two stages differ in `changes` (of 'two') only."""
+    config = toy.config()
+    config.stages.two.update({"train": ("body", "head"), "freeze_stats": ()})
+    config.stages.two.update(changes)
+    return config
+
+
+def test_stages_that_differ_in_schedule_only_share_a_step():
+    config = _alike(steps=7, after=("one",), init_from={"body": "one"})
+    config.stages.two.optimizer.update({"learning_rate": 1e-4, "warmup_steps": 1, "final_fraction": 0.5, "schedule": "linear"})
+    assert _step(config, "one") is _step(config, "two")
+
+
+@pytest.mark.parametrize("change", [
+    {"train": ("head",)}, {"freeze_stats": ("body",)}, {"loss_weights": {"fit": 2.0}}, {"accumulate": 2},
+    {"ema_decay": 0.9}, {"optimizer": {"beta2": 0.9}}, {"optimizer": {"multipliers": (("head", 2.0),)}},
+    {"options": {"poison_step": 3}},
+])  # fmt: skip
+def test_stages_that_compute_something_else_do_not(change):
+    config = _alike(**change)
+    assert _step(config, "one") is not _step(config, "two")
+
+
+def test_another_seed_or_mesh_is_another_step():
+    config = _alike()
+    one = _step(config, "one")
+    assert _step(config, "one", sharding.make_mesh({"data": 2}, jax.devices()[:2])) is not one
+    one, config.seed = _step(config, "one"), 4
+    assert _step(config, "one") is not one
+
+
+def test_a_shared_step_trains_as_one_of_its_own(tmp_path, monkeypatch):
+    config = _alike(steps=6, init_from={"body": "one", "head": "one"})
+    config.stages.two.optimizer.learning_rate = 0.01
+    _run(config, tmp_path / "shared")
+    shared = train.compiled_step
+    monkeypatch.setattr(train, "compiled_step", lambda *args: train._STEPS.clear() or shared(*args))
+    _run(config, tmp_path / "own")
+    a, b = (checkpoint.result(tmp_path / name / "two") for name in ("shared", "own"))
+    assert all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_a_stage_that_takes_everything_over_is_not_initialised(tmp_path, monkeypatch):
+    config = _alike(init_from={"body": "one", "head": "one"})
+    _run(config, tmp_path)
+    init, ran = toy.Toy.init, []
+
+    def watched(self, key):
+        jax.debug.callback(lambda: ran.append(True))  # when it computes, and not only gives shapes
+        return init(self, key)
+
+    monkeypatch.setattr(toy.Toy, "init", watched)
+    for name, computes in (("two", False), ("one", True)):
+        found = stages.initial_variables(config, name, stages.make_task(config, name), tmp_path)
+        jax.effects_barrier()
+        assert bool(ran) == computes and found["params"]["body"]["w"].shape == (6, 8)
+        if not computes:
+            taken = checkpoint.result(tmp_path / "one")["params"]["body"]["w"]
+            assert np.array_equal(found["params"]["body"]["w"], taken)
+
+
+def test_a_stage_compiled_ahead_is_read_from_the_cache(tmp_path, compile_cache):
+    config, mesh = toy.config(), sharding.make_mesh({"data": 2}, jax.devices()[:2])
+    train.compile_stage(config, "one", tmp_path, mesh)
+    assert compile_cache["/jax/compilation_cache/cache_hits"] == 0
+    files = {path.name for path in compile_cache.folder.iterdir()}
+    assert any(name.startswith("jit_step-") for name in files) and any(name.startswith("jit_init-") for name in files)
+    train._STEPS.clear()
+    jax.clear_caches()
+    train.train_stage(config, "one", tmp_path, mesh, _StopAt(10**9))
+    new = {path.name for path in compile_cache.folder.iterdir()} - files
+    assert compile_cache["/jax/compilation_cache/cache_hits"] >= 2 and not any("jit_step-" in n or "jit_init-" in n for n in new)
+    compile_cache.clear()
+    train.compile_stage(config, "one", tmp_path, mesh)  # a finished stage needs nothing
+    assert not compile_cache
+
+
+@pytest.fixture
+def compile_cache(tmp_path):
+    """Counts events of the compile cache, which is an empty folder of its own."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    class Events(collections.Counter):
+        folder = tmp_path / "cache"
+
+    events, before = Events(), jax.config.jax_compilation_cache_dir
+    listener = lambda event, **_: events.update([event])
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(Events.folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+    jax.clear_caches()
+    train._STEPS.clear()
+    jax.monitoring.register_event_listener(listener)
+    yield events
+    jax.monitoring.unregister_event_listener(listener)
+    jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    compilation_cache.reset_cache()
 
 
 def test_sigterm_sets_the_flag():

@@ -174,6 +174,13 @@ def assemble(groups: Sequence[Sequence[Sample]], vocabulary: Vocabulary, budget:
     return out
 
 
+def blank_batch(config: ml_collections.ConfigDict, stage: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
+    """A batch of a language stage with nothing in it, of the shapes that all of its batches have; needs no data."""
+    budget = stage_options(stage).pack
+    out = assemble([[]] * stage.batch, grammar.from_config(config), {name: int(budget[name]) for name in BUDGETS})
+    return out | {"example": np.arange(stage.batch, dtype=np.int32)}
+
+
 def _positions(mask_BS: np.ndarray, slots: int, shift: int) -> Int[np.ndarray, "B M"]:
     """Positions `shift` before those of the mask, row by row, -1 behind them."""
     index = np.full((len(mask_BS), slots), -1, np.int32)
@@ -190,6 +197,17 @@ def open_vocabulary(config: ml_collections.ConfigDict):
     return grammar.from_config(config, tokenizer.encode), tokenizer
 
 
+def stage_options(stage: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """`default_options` with what the stage's `options` say. Raises InputError for an option that there is not."""
+    options = default_options()
+    for name, value in stage.options.items():
+        if name not in options:
+            raise InputError(f"stage option {name!r} is not one of {', '.join(options)}")
+        # A mixture names all its kinds; of a pack only what differs need be said.
+        options[name] = value if name != "pack" else ml_collections.ConfigDict(options.pack.to_dict() | value.to_dict())
+    return options
+
+
 def open_batches(config: ml_collections.ConfigDict, stage: ml_collections.ConfigDict, workdir) -> PackedDocuments:
     """Training batches of a language stage.
 
@@ -201,12 +219,7 @@ def open_batches(config: ml_collections.ConfigDict, stage: ml_collections.Config
     Raises:
         InputError: prepared data or code shards are missing, or an option is wrong.
     """
-    options = default_options()
-    for name, value in stage.options.items():
-        if name not in options:
-            raise InputError(f"stage option {name!r} is not one of {', '.join(options)}")
-        # A mixture names all its kinds; of a pack only what differs need be said.
-        options[name] = value if name != "pack" else ml_collections.ConfigDict(options.pack.to_dict() | value.to_dict())
+    options = stage_options(stage)
     name = next((name for name, other in config.stages.items() if other is stage), stage.task)
     seed = (config.seed, zlib.crc32(name.encode()))
     vocabulary, tokenizer = open_vocabulary(config)
