@@ -15,7 +15,7 @@ import json
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import ml_collections
 
@@ -54,6 +54,14 @@ def load(spec: str) -> ml_collections.ConfigDict:
         override(config, *assignment.split("=", 1))
     config.lock()
     return config
+
+
+def check_name(name: str, known: Collection[str], what: str) -> None:
+    """Raises InputError unless `name` is one of `known`; `what` says what it should name."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known)) or 'none'}"
+        raise InputError(f"{what} {name!r} does not exist{hint}")
 
 
 def override(config: ml_collections.ConfigDict, path: str, text: str) -> None:

@@ -30,16 +30,25 @@ class Log:
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= first]
             self.path.write_text("".join(line + "\n" for line in kept))
         self.file = self.path.open("a")
-        self.board = SummaryWriter(str(folder / "tensorboard"))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1 if first else None)
         self.bar = tqdm(total=steps, initial=first, desc=name, unit="step", mininterval=1.0, dynamic_ncols=True)
         self.begun = time.time()
+        self.last: tuple[int, float] | None = None  # step and time of the last line that this process wrote
 
     def advance(self, n: int = 1) -> None:
         """Moves the progress bar."""
         self.bar.update(n)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes one line and the same scalars to TensorBoard; non-finite values are written as text."""
+    def write(self, step: int, values: dict[str, float], rows: int = 0) -> None:
+        """Writes one line and the same scalars to TensorBoard; non-finite values are written as text.
+
+        With `rows` of a step, `rows_per_second` since the line before is added, which leaves compilation out; the first
+        line of a process has none.
+        """
+        now = time.time()
+        if rows and self.last is not None:
+            values = {**values, "rows_per_second": (step - self.last[0]) * rows / max(1e-9, now - self.last[1])}
+        self.last = step, now
         line = {"step": step, "time": round(time.time() - self.begun, 3), "wall": round(time.time(), 3)}
         for key, value in values.items():
             value = float(value)

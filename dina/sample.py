@@ -35,8 +35,8 @@ from dina.decode import batching, guidance, media, prompts
 from dina.grammar import Document, Image, Speech, Text, rules
 
 SETTINGS = {"temperature": float, "top_k": int, "top_p": float, "repetition": float}
-DEFAULTS = {"text": {"temperature": 0.0}, "visual": {"temperature": 0.6}, "audio": {"temperature": 0.6}}
 TRIGGERS = {"<img_start>": "image", "<audiogen_start>": "speech"}
+OPTIONS = {"image_guidance": "guidance", "speech_guidance": "speech_guidance"}  # of config.eval.sampling
 ROLES = ("<system>", "<user>", "<assistant>")
 
 
@@ -81,15 +81,22 @@ class Desk:
         self.vocabulary, self.tokenizer = packing.open_vocabulary(config)
         self.frames = config.audio.features.max_frames // (2 * config.audio.bridge.pool)
         self.how = {}
-        for head, defaults in DEFAULTS.items():
+        sampling = config.eval.sampling  # what the command line leaves open, the experiment's evaluation says
+        for name in ("image_guidance", "speech_guidance"):
+            if getattr(options, OPTIONS[name]) is None:
+                setattr(options, OPTIONS[name], float(sampling[name]))
+        options.refine = options.refine or config.eval.refine
+        for head in batching.HEADS:
             given = {name: getattr(options, f"{head}_{name}") for name in SETTINGS}
-            self.how[head] = defaults | {name: value for name, value in given.items() if value is not None}
-        batching.check(self._request(prompts.build(self.vocabulary), 0, 0, options.guidance))
+            self.how[head] = sampling[head].to_dict() | {name: value for name, value in given.items() if value is not None}
+        batching.check(self._request(prompts.build(self.vocabulary), options.seed, 0, options.guidance))
         self._loaded: tuple[batching.Generator, media.Media] | None = None
 
     def check(self, ask: Ask) -> Checked:
         """Reads files and ids. Raises InputError, naming the ask, for anything that cannot be answered."""
+        seed = self.options.seed if ask.seed is None else ask.seed
         try:
+            batching.check_seed(seed)
             text, reply = ask.prompt.rstrip(), ask.reply
             for token, kind in TRIGGERS.items():
                 if text.endswith(token):
@@ -111,7 +118,6 @@ class Desk:
             wave = media.read_speech(self.config, ask.speech) if ask.speech else None
         except InputError as error:
             raise InputError(f"{ask.where}: {error}") from None
-        seed = self.options.seed if ask.seed is None else ask.seed
         guidance = self.options.guidance if ask.guidance is None else ask.guidance
         return Checked(ids, pixels, wave, reply, grid, seed, guidance)
 
@@ -293,16 +299,16 @@ def options_of(argv: Sequence[str]) -> argparse.Namespace:
     add("--reply", default="", choices=("", *prompts.REPLIES), help="default: image with --size, else text")
     add("--size", default="", help="HxW in cells of 28 pixels of the image to paint")
     add("--seed", type=int, default=0)
-    add("--guidance", type=float, default=1.25, help="of images; 1 is none")
-    add("--speech_guidance", type=float, default=1.0, help="of speech; 1 is none")
+    add("--guidance", type=float, help="of images; 1 is none; default config.eval.sampling.image_guidance")
+    add("--speech_guidance", type=float, help="of speech; 1 is none; default config.eval.sampling.speech_guidance")
     add("--unconditional", default="suffix", choices=guidance.VARIANTS, help="the silent prompt of guidance")
     add("--delay", type=int, help="of speech behind its transcript; default: speak when the transcript is done")
     add("--max_text", type=int, default=64)
-    add("--refine", default="flow", choices=("flow", "none"), help="whether painted images pass the refiner")
+    add("--refine", choices=("flow", "none"), help="whether painted images pass the refiner; default config.eval.refine")
     add("--out", type=pathlib.Path, help="default WORKDIR/samples")
-    for head, defaults in DEFAULTS.items():
+    for head in batching.HEADS:
         for name, kind in SETTINGS.items():
-            what = f"default {defaults[name]}; 0 takes the likeliest" if name in defaults else None
+            what = f"default config.eval.sampling.{head}" + ("; 0 takes the likeliest" if name == "temperature" else "")
             add(f"--{head}_{name}", type=kind, help=what)
     options = parser.parse_args(argv)
     options.out = options.out or options.workdir / "samples"

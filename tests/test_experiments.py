@@ -1,12 +1,14 @@
 """Experiment files: any change of a default shows as a diff of tests/golden/configs; what a stage freezes is whole."""
 
+import importlib.util
 import pathlib
 
 import jax
 import pytest
 
 from dina import config as configs
-from dina import optim, stages
+from dina import optim, sharding, stages
+from dina.config import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "configs"
@@ -42,6 +44,46 @@ def test_the_identity_follows_what_a_stage_depends_on():
     other = configs.load(str(ROOT / "experiments/digits.py:stages.A1.steps=7"))
     same = {name for name in config.order if stages.stage_identity(config, name) == stages.stage_identity(other, name)}
     assert same == {"V0", "V1", "V2", "V4"}
+
+
+@pytest.mark.parametrize("change,names", [
+    ("model.remat=full,model.unroll=1,model.losses.text_chunk=7,model.losses.code_chunk=7,model.losses.remat=none", ()),
+    ("vision.encoder.remat=none,vision.pixel_decoder.remat=block,vision.refiner.remat=block", ()),
+    ("stages.A1.accumulate=2,stages.V0.accumulate=4,stages.sft.accumulate=2", ()),
+    ("tokenize.speech_views=['clean']", ("prealign", "pretrain", "midtrain", "sft")),
+    ("model.layers=2", ("prealign", "pretrain", "midtrain", "sft")),
+])
+def test_the_identity_ignores_speed_and_follows_the_codes(change, names):
+    config, other = (configs.load(str(ROOT / f"experiments/digits.py:{arg}")) for arg in ("", change))
+    changed = {name for name in config.order if stages.stage_identity(config, name) != stages.stage_identity(other, name)}
+    assert changed == set(names)
+
+
+@pytest.mark.parametrize("arg,words", [
+    ("smok", "variant 'smok'.*did you mean 'smoke'"),
+    ("jobs=['V7']", "jobs: job 'V7'"),
+    ("jobs=['pretrian']", "did you mean 'pretrain'"),
+    ("stages.V0.batch=7,mesh.data=2", "stages.V0.batch=7.*2 devices"),
+    ("stages.sft.accumulate=5", "stages.sft.batch.*accumulate=5"),
+])
+def test_what_cannot_run_is_named_before_anything_runs(arg, words):
+    with pytest.raises(InputError, match=words):
+        config = configs.load(str(ROOT / f"experiments/digits.py:{arg}"))
+        sizes = config.mesh.to_dict()
+        stages.check(config, sharding.make_mesh(sizes, jax.devices()[: sizes["data"]]))
+
+
+def test_a_misspelt_stage_field_or_option_is_named():
+    spec = importlib.util.spec_from_file_location("digits", ROOT / "experiments/digits.py")
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    with pytest.raises(InputError, match="stage field 'init_form'.*init_from"):
+        module.stage("align", 1, 1, 0.1, (), {}, init_form={})
+    config = configs.load(str(ROOT / "experiments/digits.py"))
+    with config.unlocked():
+        config.stages.V0.options.canvas_pwer = 1.0
+    with pytest.raises(InputError, match="canvas_pwer.*canvas_power"):
+        task = stages.make_task(config, "V0")
+        type(task).batches(task)
 
 
 if __name__ == "__main__":

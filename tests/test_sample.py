@@ -15,6 +15,7 @@ from dina import model as model_lib
 from dina import grammar, sample, stages
 from dina.config import InputError
 from dina.data import packing
+from dina.eval import prompts as eval_prompts
 from dina.tasks.flow import FlowTask
 from dina.tasks.refiner import RefinerTask
 from dina.text import tokenizer as text
@@ -31,6 +32,7 @@ def _experiment():
     config.audio, config.model = toy.experiment().audio, tiny_language.model_config()
     config.vision.max_pixels = 6 * 28 * 28
     config.text = {"vocab_size": 290}
+    config.eval = eval_prompts.default_config()
     config.run = {"workdir": "", "data_dir": ""}
     return config
 
@@ -154,6 +156,8 @@ def turns_of(lines):
         (("--prompt=what", "--text_temperature=-1"), "temperature"),
         (("--prompt=what", "--max_text=0"), "max_text"),
         (("--prompt=what", "--delay=-3"), "-3"),
+        (("--prompt=what", "--seed=-1"), "seed -1"),
+        (("--prompt=what", f"--seed={2**31}"), f"seed {2**31}"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(run, tmp_path, capsys, monkeypatch, flags, named):
@@ -162,6 +166,29 @@ def test_bad_input_is_one_line_and_code_2(run, tmp_path, capsys, monkeypatch, fl
     error = capsys.readouterr().err.strip()
     assert named in error and "\n" not in error
     assert not (tmp_path / "samples").exists()
+
+
+def test_a_seed_of_a_line_is_named(run, tmp_path, capsys):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "what", "seed": 2**40}))
+    assert run(f"--prompts={tmp_path / 'p.jsonl'}") == 2
+    assert "line 1: seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags,wanted", [
+    ((), (0.3, 0.25, 1.5, 1.75, "none")),
+    (("--text_temperature=1", "--visual_temperature=2", "--guidance=3", "--speech_guidance=4", "--refine=flow"), (1, 2, 3, 4, "flow")),
+])
+def test_what_is_not_said_is_the_experiments(tmp_path, tokenizer, monkeypatch, flags, wanted):
+    config = _experiment().copy_and_resolve_references()
+    config.eval.sampling.update({"text": {"temperature": 0.3}, "visual": {"temperature": 0.25}, "image_guidance": 1.5, "speech_guidance": 1.75})
+    config.eval.refine = "none"
+    vocabulary = grammar.from_config(_experiment(), tokenizer.encode)
+    monkeypatch.setattr(packing, "open_vocabulary", lambda config: (vocabulary, tokenizer))
+    options = sample.options_of(["--config=x.py", f"--workdir={tmp_path}", "--prompt=what", *flags])
+    desk = sample.Desk(config, tmp_path, options)
+    heads = tuple(desk.how[head]["temperature"] for head in ("text", "visual"))
+    ask = desk.check(sample.Ask("paint", size="1x1"))
+    assert (*heads, ask.guidance, desk.options.speech_guidance, desk.options.refine) == wanted
 
 
 def test_damaged_files_are_named(run, tmp_path, capsys):

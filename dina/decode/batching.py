@@ -123,7 +123,7 @@ class Generator:
         """Answers all requests, in their order.
 
         Raises:
-            InputError: a sampling setting that does not exist or is out of range; a delay, budget or stop likewise.
+            InputError: a seed out of range; a sampling setting that does not exist or is out of range; a delay, budget or stop likewise.
         """
         for request in requests:
             check(request)
@@ -213,7 +213,8 @@ class Generator:
 
 
 def check(request: Request) -> None:
-    """Raises InputError for what the compiled program cannot do: settings, budgets, delay, stop."""
+    """Raises InputError for what the compiled program cannot do: seed, settings, budgets, delay, stop."""
+    check_seed(request.seed)
     for head in HEADS:
         try:
             sampling.settings([dict(getattr(request, head))])
@@ -225,6 +226,12 @@ def check(request: Request) -> None:
         raise InputError(f"budgets must be at least 1: max_text {request.max_text}, max_frames {request.max_frames}")
     if request.delay < 0 and request.delay != rules.PURE:
         raise InputError(f"speech delay {request.delay}: must be 0 or more")
+
+
+def check_seed(seed: int) -> None:
+    """Raises InputError for a seed that is no non-negative int32, the type that the compiled program takes."""
+    if not 0 <= seed < 2**31:
+        raise InputError(f"seed {seed}: must be 0 to {2**31 - 1}")
 
 
 def _round_up(number: int, multiple: int) -> int:

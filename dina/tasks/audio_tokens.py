@@ -89,11 +89,12 @@ class AudioTokens(Task):
         """Codebooks by k-means on the untrained encoder's vectors, which already tell sounds apart."""
         encode = jax.jit(self.encode)
         vectors, masks = [], []
-        while sum(len(mask) for mask in masks) < START_CLIPS:
-            batch = next(batches)
+        for batch in batches:  # of a very short stage, all there are
             z_BUZ, codes_B = encode(variables["params"]["audio_encoder"], batch["wave16"], batch["samples"])
             vectors.append(np.asarray(z_BUZ))
             masks.append(np.asarray(length_mask(codes_B, z_BUZ.shape[1])))
+            if sum(len(mask) for mask in masks) >= START_CLIPS:
+                break
         mask_N = np.concatenate(masks).reshape(-1)
         vectors_NZ = np.concatenate(vectors).reshape(len(mask_N), -1)
         per_update = float(mask_N.sum() / len(masks))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from dina.config import InputError
 from dina.quantize import rvq
 from dina.tasks.base import LossOut, Task
 from dina.tasks.vision_batches import VisionBatches, image_table
@@ -76,7 +77,10 @@ class Pixels(Task):
         stride = self.options.align_stride
         if stride:
             if rows % stride:
-                raise ValueError(f"pixels.align_stride={stride} does not divide the {rows} rows of a device's batch")
+                raise InputError(
+                    f"stage option align_stride={stride} does not divide the {rows} rows of a device's (micro-)batch: "
+                    "change it, or the stage's batch or accumulate"
+                )
             part = {name: batch[name][::stride] for name in tokenizer.ENCODER_INPUTS}
             again_BNZ = tokens.continuous(params, part | {"patches": made_BPV[::stride]})
             cosine_BN, smooth_BN = feature_errors(again_BNZ, z_BNZ[::stride])

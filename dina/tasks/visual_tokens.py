@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from dina.config import check_name
 from dina.quantize import rvq
 from dina.sharding import psum
 from dina.tasks.base import LossOut, Task
@@ -29,7 +30,9 @@ def default_options() -> ConfigDict:
 
 
 def merge_options(defaults: ConfigDict, stage) -> ConfigDict:
-    """The stage's options over the task's defaults; an unknown one is an error."""
+    """The stage's options over the task's defaults; an unknown one is an InputError."""
+    for name in stage.options:
+        check_name(name, defaults, f"option of a stage of task {stage.task!r}")
     defaults.lock()
     defaults.update(stage.options)
     return defaults

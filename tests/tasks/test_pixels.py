@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dina.config import InputError
 from dina.tasks import pixels
 from dina.vision import pixel_decoder
 from tests.vision import packs
@@ -73,5 +74,5 @@ def test_truncation_cuts_whole_images(setup):
 def test_stride_must_divide_the_rows(setup):
     task, variables, batch = setup
     odd = {name: value[:3] for name, value in batch.items()}
-    with pytest.raises(ValueError, match="align_stride=2 does not divide the 3 rows"):
+    with pytest.raises(InputError, match="align_stride=2 does not divide the 3 rows"):
         task.loss(variables["params"], variables["stats"], odd, jax.random.key(0), ())
