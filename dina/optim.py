@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+import optax.contrib
 from flax import traverse_util
 
 from dina.config import InputError
@@ -61,6 +62,8 @@ def default_config() -> ml_collections.ConfigDict:
     c.weight_decay = 0.0
     c.clip_norm = 1.0
     c.multipliers = ()  # ((pattern, learning-rate multiplier), ...), first match wins
+    c.muon = ()  # patterns of matrices that Muon moves instead of AdamW; leading axes are stacked matrices
+    c.muon_rate = 10.0  # their learning rate over `learning_rate`: an orthogonal update has norm 1, not 1 per entry
     return c
 
 
@@ -99,13 +102,33 @@ def make(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
         del params
         return {path: u * multiplier(path) for path, u in updates.items()}, state
 
+    direction = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    if config.muon:
+        kinds = lambda flat: {path: "muon" if matches(path, config.muon) else "adam" for path in flat}
+        direction = optax.partition({"adam": direction, "muon": muon(config.muon_rate)}, kinds)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
+        direction,
         optax.add_decayed_weights(config.weight_decay, lambda flat: {p: decays(p, x) for p, x in flat.items()}),
         optax.GradientTransformation(lambda _: optax.EmptyState(), scale_groups),
         optax.scale(-1.0),
     )
+
+
+def muon(rate: float) -> optax.GradientTransformation:
+    """Orthogonalised momentum (Jordan et al. 2024) of the last two axes, times `rate` and sqrt(max(1, out / in))."""
+
+    def axes(flat):
+        matrix = lambda x: optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)
+        return {path: x if isinstance(x, optax.MaskedNode) else matrix(x) for path, x in flat.items()}
+
+    def scale(updates, state, params=None):
+        del params
+        grow = lambda u: u * (rate * max(1.0, u.shape[-1] / u.shape[-2]) ** 0.5)
+        return jax.tree.map(grow, updates), state
+
+    turn = optax.contrib.scale_by_muon(weight_dimension_numbers=axes)
+    return optax.chain(turn, optax.GradientTransformation(lambda _: optax.EmptyState(), scale))
 
 
 def average(mean: Flat, new: Flat, decay: float, step: jax.Array) -> Flat:

