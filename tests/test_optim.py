@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import jax
 import pytest
 
 from dina import optim
@@ -47,3 +48,19 @@ def test_average_starts_fast_and_ends_slow():
     assert float(mean["x"]) == pytest.approx(0.9)
     mean = optim.average({"x": jnp.zeros(())}, {"x": jnp.ones(())}, 0.99, jnp.asarray(10**6))
     assert float(mean["x"]) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_muon_turns_stacked_matrices_and_leaves_the_rest_to_adam():
+    config = optim.default_config()
+    config.muon, config.muon_rate, config.clip_norm = ("enc/blocks/*/kernel",), 10.0, 1e9
+    shapes = {"enc/blocks/q/kernel": (3, 8, 32), "enc/blocks/q/bias": (3, 32), "enc/in/kernel": (8, 8)}
+    params = {path: jnp.ones(shape) for path, shape in shapes.items()}
+    grads = {path: jax.random.normal(jax.random.key(i), shape) for i, (path, shape) in enumerate(shapes.items())}
+    tx = optim.make(config)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    for layer in range(3):  # every layer alone: singular values near 10 * sqrt(32 / 8), pointing downhill
+        values = np.linalg.svd(np.asarray(updates["enc/blocks/q/kernel"][layer]), compute_uv=False)
+        assert 0.6 * 20 < values.min() <= values.max() < 1.3 * 20
+        assert float(jnp.sum(updates["enc/blocks/q/kernel"][layer] * grads["enc/blocks/q/kernel"][layer])) < 0
+    for path in ("enc/blocks/q/bias", "enc/in/kernel"):
+        np.testing.assert_allclose(jnp.abs(updates[path]), 1.0, rtol=1e-3)  # Adam's first step

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from dina.config import InputError
 from dina.tasks import visual_tokens
+from dina.vision import tokenizer
 from dina.vision.tokenizer import PART
 from tests.vision import packs
 
@@ -33,6 +35,27 @@ def test_start_fits_the_books_to_real_features(setup):
     assert energy(variables)[-1] < 0.1 < energy(fresh)[-1]
     # counts are hits per update: 18 cells a batch
     np.testing.assert_allclose(variables["stats"][PART]["count"]["0"].sum(), 18.0, rtol=1e-5)
+
+
+def test_quant_conv_starts_as_a_linear_map_that_weighs_pixels():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(400, 16))
+    pixels = (z - z.mean(1, keepdims=True))[:, 12:14] @ rng.normal(size=(2, 30))  # two of sixteen directions
+    conv = tokenizer.QuantConv(4)
+    params = conv.init(jax.random.key(0), jnp.zeros((1, 16)))["params"]
+    left = {}
+    for share in (0.0, 1.0):
+        started = visual_tokens.quant_conv_start(params, z, pixels, share)
+        x = np.asarray(conv.apply({"params": started}, jnp.asarray(z, jnp.float32)))
+        u = (z - z.mean(1, keepdims=True)) / np.sqrt(z.var(1, keepdims=True) + 1e-5)
+        for target, what in ((x, "linear"), (pixels, "pixels")):
+            source = np.c_[u if what == "linear" else x, np.ones(len(u))]
+            error = target - source @ np.linalg.lstsq(source, target, rcond=None)[0]
+            left[what, share] = (error**2).sum() / ((target - target.mean(0)) ** 2).sum()
+    assert max(left["linear", share] for share in (0.0, 1.0)) < 1e-8
+    assert left["pixels", 1.0] < 0.2 < 0.5 < left["pixels", 0.0]
+    with pytest.raises(InputError, match="at most half"):
+        visual_tokens.quant_conv_start(tokenizer.QuantConv(9).init(jax.random.key(0), z)["params"], z, pixels, 0.5)
 
 
 def test_terms_and_gradients(setup):
@@ -82,7 +105,7 @@ def test_two_devices_give_the_sums_of_one(setup):
 
 
 def test_unknown_option_is_an_error():
-    with pytest.raises((KeyError, AttributeError), match="dropuot"):
+    with pytest.raises(InputError, match="dropuot"):
         visual_tokens.VisualTokens(packs.tiny_config(), packs.stage("visual_tokens", dropuot=0.5))
 
 
