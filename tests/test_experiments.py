@@ -51,7 +51,7 @@ def test_the_identity_follows_what_a_stage_depends_on():
     ("vision.encoder.remat=none,vision.pixel_decoder.remat=block,vision.refiner.remat=block", ()),
     ("stages.A1.accumulate=2,stages.V0.accumulate=4,stages.sft.accumulate=2", ()),
     ("tokenize.speech_views=['clean']", ("prealign", "pretrain", "midtrain", "sft")),
-    ("model.layers=2", ("prealign", "pretrain", "midtrain", "sft")),
+    ("model.attention.theta=7.0", ("prealign", "pretrain", "midtrain", "sft")),
 ])
 def test_the_identity_ignores_speed_and_follows_the_codes(change, names):
     config, other = (configs.load(str(ROOT / f"experiments/digits.py:{arg}")) for arg in ("", change))
