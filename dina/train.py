@@ -11,7 +11,9 @@ Exit codes: 0 done, 75 interrupted and saved (run it again), 2 bad input, 1 bug.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
+import fcntl
 import os
 import pathlib
 import signal
@@ -82,8 +84,26 @@ def prefetched(batches, first: int, last: int):
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=3)))
 
 
+@contextlib.contextmanager
+def alone(folder: pathlib.Path):
+    """Holds `folder` against a second run of the same command; it is free again however this process ends.
+
+    Raises:
+        InputError: another process is at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another process is training in {folder}: wait until it ends, stop it, or choose another --workdir"
+            ) from None
+        yield
+
+
 def train_stage(config, name: str, workdir: pathlib.Path, mesh, stopper: Stopper, profile=(-1, -1)) -> None:
-    """Trains one stage to its end, or to an interruption.
+    """Trains one stage to its end, or to an interruption; returns at once where it is finished.
 
     Args:
         config: the experiment.
@@ -95,16 +115,19 @@ def train_stage(config, name: str, workdir: pathlib.Path, mesh, stopper: Stopper
 
     Raises:
         Interrupted: stopped, state saved.
-        InputError: the folder holds another config's run.
+        InputError: the folder holds another config's run, or another process is at work in it.
     """
-    stage, folder = config.stages[name], workdir / name
-    identity = stages.stage_identity(config, name)
-    if checkpoint.finished(folder, identity):
-        print(f"dina: {name}: finished before", flush=True)
-        return
-    begun = time.time()
+    folder, identity = workdir / name, stages.stage_identity(config, name)
+    if not checkpoint.finished(folder, identity):
+        with alone(folder):
+            if not checkpoint.finished(folder, identity):  # it may have ended since
+                return _train(config, name, folder, identity, mesh, stopper, profile)
+    print(f"dina: {name}: finished before", flush=True)
+
+
+def _train(config, name, folder, identity, mesh, stopper, profile) -> None:
+    stage, workdir, begun = config.stages[name], folder.parent, time.time()
     task = stages.make_task(config, name)
-    folder.mkdir(parents=True, exist_ok=True)
     saves = checkpoint.Checkpoints(folder, identity, config.checkpoint.keep)
     with jax.set_mesh(mesh):
         first, seconds, state, batches = _open(config, name, workdir, task, saves, mesh)
@@ -134,7 +157,7 @@ def compiled_step(config, name: str, task, mesh):
         stage.pop(field)
     for field in ("learning_rate", "schedule", "warmup_steps", "final_fraction"):
         stage["optimizer"].pop(field)
-    if config.stages[name].task == "language":  # all its options are about data; what they do to shapes, jit sees itself
+    if config.stages[name].task == "language":  # all its options are about data; of what they do to shapes, jit knows
         stage.pop("options")
     sections = {section: config[section].to_dict() for section in ("text", *stages.TASKS[stage["task"]][1])}
     key = repr((config.seed, stage, sections)), mesh
