@@ -4,7 +4,7 @@ Run card
     python -m tools.demo --workdir=runs/demo          everything, then runs/demo/report.html (what `make demo` runs)
     python -m dina.train --config=experiments/digits.py --workdir=DIR            the same stages one after another
     python -m dina.train --config=experiments/digits.py:smoke --workdir=DIR      every stage in a few steps
-Variants: data, vision, pixels, audio, language (a part of the jobs), smoke (tiny numbers).
+Variants: data, vision, pixels, audio, ahead, language (a part of the jobs), smoke (tiny numbers).
 Data: 5,000 MNIST digits on canvases of 1 to 16 cells, words synthesised by espeak-ng in several voices, prose from the
 Python documentation. Hardware: 2 CPU cores; the README has the times and scores that the demo printed.
 """
@@ -146,9 +146,10 @@ def smoke(c: ConfigDict) -> None:
 
 VARIANTS = {
     "data": only("data"),
-    "vision": only("V0", "V1", "codes:images", "compile:prealign", "compile:pretrain"),
+    "vision": only("V0", "V1", "codes:images"),
     "pixels": only("V2", "V4"),
     "audio": only("A1", "codes:speech", "A2"),
+    "ahead": only("compile:prealign", "compile:pretrain"),  # midtrain and sft compute what pretrain does
     "language": only(*LANGUAGE),
     "smoke": smoke,
 }

@@ -1,33 +1,42 @@
 """The whole system from raw data to a report: `python -m tools.demo --workdir=runs/demo`.
 
-Phases: raw data; the vision and the audio tokenizer side by side, one process and half of the cores each; offline
-tokenisation and the language stages, and on what they leave of the cores the picture detokenizers; evaluation; report. Every phase is the ordinary entry point, started again
-after an interruption it goes on where it was. Their output goes to `<workdir>/<phase>.log`.
+Phases: raw data; the vision and the audio tokenizer side by side, one process and half of the cores each, and behind
+them the compiler for what comes next; the language stages, and on what they leave of the cores the picture
+detokenizers; evaluation; report. Every phase is the ordinary entry point: started again after an interruption, it goes
+on where it was. Their output goes to `<workdir>/<name>.log`, their compiled programs to `<workdir>/xla`.
+
+SIGTERM and Ctrl-C stop the processes, which save what they have, and then this one with exit code 75; a second one does
+not wait for that.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
 
-from dina.config import EXIT_RESTART, run_main
+from dina.config import EXIT_RESTART, InputError, run_main
 
-# phase -> the processes that run side by side: (name, module, config variant). The first phase with two divides the
-# cores; where the second process only fills gaps (its name is in FILLS), both have all cores and it gives way.
-FILLS = ("pixels",)
+# phase -> the processes that run side by side: (name, module, config variant). They divide the cores, except those of
+# FILLS (by name), which may use all cores and give way to the others.
+FILLS = ("ahead", "pixels")
 PHASES = (
     ("data", (("data", "dina.train", "data"),)),
-    ("tokenizers", (("vision", "dina.train", "vision"), ("audio", "dina.train", "audio"))),
+    ("tokenizers", tuple((name, "dina.train", name) for name in ("vision", "audio", "ahead"))),
     ("language", (("language", "dina.train", "language"), ("pixels", "dina.train", "pixels"))),
     ("evaluate", (("evaluate", "dina.evaluate", ""),)),
     ("report", (("report", "tools.report", ""),)),
 )
+# Compiling ahead costs the tokenizers nothing: it takes what one of them has left when the other ends before it.
+IDLE = ("ahead",)
 STATUS_SECONDS = 15
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Clock:
@@ -52,67 +61,110 @@ class Clock:
         return sum(self.seconds.values())
 
 
-def start(name: str, module: str, config: str, workdir: pathlib.Path, cores: set[int]) -> subprocess.Popen:
-    """Starts one process on some cores, its output in `<workdir>/<name>.log`."""
-    log = (workdir / f"{name}.log").open("ab")
-    command = [sys.executable, "-m", module, f"--config={config}", f"--workdir={workdir}"]
+class Stop:
+    """Turns SIGTERM and SIGINT into `asked`; a further one is passed on to `running`, which then ends at once."""
 
-    def place():
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, cores)
-        if name in FILLS:
-            os.nice(10)
+    def __init__(self):
+        self.asked = False
+        self.running: list[subprocess.Popen] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
 
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=place)
+    def _ask(self, number, _):
+        if self.asked:
+            self.terminate()
+        self.asked = True
+
+    def terminate(self) -> None:
+        """Asks all processes to save and end; one that was asked before ends without."""
+        for process in self.running:
+            if process.poll() is None:
+                process.terminate()
+
+
+def all_cores() -> set[int]:
+    """The cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def shares(count: int) -> list[set[int]]:
     """Divides this process's cores among `count` processes; each gets at least one."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    cores = sorted(all_cores())
     return [set(cores[i::count]) or {cores[i % len(cores)]} for i in range(count)]
+
+
+def start(name: str, module: str, config: str, workdir: pathlib.Path, cores: set[int]) -> subprocess.Popen:
+    """Starts one process on some cores, its output in `<workdir>/<name>.log`; it is asked to end if this one dies."""
+    command = [sys.executable, "-m", module, f"--config={config}", f"--workdir={workdir}"]
+    # Loaded here, because between fork and exec only system calls are safe.
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def place():
+        if libc is not None:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)
+        if name in IDLE and hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        elif name in FILLS:
+            os.nice(10)
+
+    with (workdir / f"{name}.log").open("ab") as log:
+        # In a session of its own, Ctrl-C reaches this process alone, which asks each of them once.
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=place, start_new_session=True)
 
 
 def status(workdir: pathlib.Path) -> str:
     """The newest metrics line of the stages that are at work."""
     texts = []
     for path in sorted(workdir.glob("*/metrics.jsonl"), key=lambda p: p.stat().st_mtime):
-        if (path.parent / "stage.json").exists():
-            continue
-        lines = path.read_text().splitlines()
-        if lines:
-            line = json.loads(lines[-1])
-            texts.append(f"{path.parent.name} step {line['step']} loss {line.get('loss', float('nan')):.3f}")
+        line = last_line(path)
+        if line and not (path.parent / "stage.json").exists():
+            # float(): a loss that is not finite is written as text.
+            texts.append(f"{path.parent.name} step {line['step']} loss {float(line.get('loss', 'nan')):.3f}")
     return ", ".join(texts)
 
 
-def run_phase(phase: str, processes, config: str, workdir: pathlib.Path, clock: Clock) -> int:
-    """Runs one phase to its end; returns 0, or the exit code of the first process that failed."""
-    fills = sum(name in FILLS for name, _, _ in processes)
-    parts = shares(len(processes) - fills) * (1 + fills)
-    running = {
-        name: start(name, module, f"{config}:{variant}" if variant else config, workdir, cores)
-        for (name, module, variant), cores in zip(processes, parts, strict=True)
-    }
+def last_line(path: pathlib.Path) -> dict:
+    """The newest whole line of a metrics file, {} if there is none; a line may be read while it is written."""
+    for text in reversed(path.read_text(errors="replace").splitlines()):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and "step" in line:
+            return line
+    return {}
+
+
+def run_phase(phase: str, processes, config: str, workdir: pathlib.Path, clock: Clock, stop: Stop) -> int:
+    """Runs one phase to its end; returns 0, 75 if it was interrupted, or the exit code of the first that failed."""
+    parts = iter(shares(sum(name not in FILLS for name, _, _ in processes)))
+    running: dict[str, subprocess.Popen] = {}
     said = time.time()
     try:
-        while any(p.poll() is None for p in running.values()) and not any(p.poll() for p in running.values()):
+        for name, module, variant in processes:
+            spec = f"{config}:{variant},checkpoint.compile_cache={(workdir / 'xla').absolute()}"
+            cores = all_cores() if name in FILLS else next(parts)
+            running[name] = start(name, module, spec, workdir, cores)
+            stop.running = list(running.values())
+        while not stop.asked and None in (codes := [p.poll() for p in running.values()]) and not any(codes):
             time.sleep(0.3)
             if time.time() - said >= STATUS_SECONDS:
                 said = time.time()
                 clock.tick(phase)
                 print(f"[{clock.total():5.0f} s] {phase}: {status(workdir) or 'at work'}", flush=True)
+        failed = next((name for name, p in running.items() if p.poll() not in (None, 0, EXIT_RESTART)), None)
     finally:
-        for process in running.values():
-            if process.poll() is None:
-                process.terminate()
+        stop.terminate()
         codes = {name: process.wait() for name, process in running.items()}
         clock.tick(phase)
-    for name, code in codes.items():
-        if code not in (0, EXIT_RESTART):
-            tail = (workdir / f"{name}.log").read_text(errors="replace").splitlines()[-12:]
-            print("\n".join([f"{name} failed with exit code {code}; the end of {workdir / name}.log:", *tail]), flush=True)
-            return code if code > 0 else 1
-    return max(codes.values())
+    if failed and not stop.asked:
+        tail = (workdir / f"{failed}.log").read_text(errors="replace").splitlines()[-12:]
+        head = f"{failed} failed with exit code {codes[failed]}; the end of {workdir / failed}.log:"
+        print("\n".join([head, *tail]), flush=True)
+        return codes[failed] if codes[failed] > 0 else 1
+    return EXIT_RESTART if stop.asked or any(codes.values()) else 0
 
 
 def main(argv: list[str]) -> int:
@@ -121,10 +173,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config", default="experiments/digits.py")
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/demo"))
     args = parser.parse_args(argv)
+    if "," in str(args.workdir.absolute()):
+        raise InputError(f"--workdir={args.workdir}: a comma separates config overrides, so the path must have none")
     args.workdir.mkdir(parents=True, exist_ok=True)
-    clock = Clock(args.workdir / "demo.json")
+    clock, stop = Clock(args.workdir / "demo.json"), Stop()
     for phase, processes in PHASES:
-        code = run_phase(phase, processes, args.config, args.workdir, clock)
+        code = run_phase(phase, processes, args.config, args.workdir, clock, stop)
         print(f"[{clock.total():5.0f} s] {phase}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
         if code:
             return code
