@@ -79,8 +79,8 @@ class AlignBatches(Batches):
     """
 
     def __init__(self, config, stage, table=None):
-        table = image_table(config, "train") if table is None else table
         options = merge_options(default_options(), stage)
+        table = image_table(config, "train") if table is None else table
         table = with_views(table, options.views, config.seed)
         self.images = VisionBatches(config, stage, table, options.augment, options.canvas_power)
         self.captions = options.captions
