@@ -144,7 +144,8 @@ def run_phase(phase: str, processes, config: str, workdir: pathlib.Path, clock: 
     said = time.time()
     try:
         for name, module, variant in processes:
-            spec = f"{config}:{variant},checkpoint.compile_cache={(workdir / 'xla').absolute()}"
+            own = f"{variant},checkpoint.compile_cache={(workdir / 'xla').absolute()}"
+            spec = f"{config},{own}" if ":" in config else f"{config}:{own}"
             cores = all_cores() if name in FILLS else next(parts)
             running[name] = start(name, module, spec, workdir, cores)
             stop.running = list(running.values())

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -101,6 +102,16 @@ def test_every_process_is_a_variant_and_every_job_is_run():
     assert len(jobs) == len(set(jobs)) and kinds <= set(jobs)
     trained = {job for job in jobs if not job.startswith("compile:")} - kinds
     assert trained == set(configs.load(path).jobs) - {"codes"}
+
+
+@pytest.mark.parametrize("config, expected", [("x.py", "x.py:language,"), ("x.py:smoke", "x.py:smoke,language,")])
+def test_a_phase_adds_its_variant_to_the_config_and_its_time_to_the_clock(tmp_path, monkeypatch, config, expected):
+    specs = []
+    monkeypatch.setattr(demo, "start", lambda name, module, spec, *_: specs.append(spec) or subprocess.Popen(["sleep", "0.5"]))
+    clock, stop = demo.Clock(tmp_path / "demo.json"), types.SimpleNamespace(asked=False, terminate=lambda: None)
+    assert demo.run_phase("language", (("language", "dina.train", "language"),), config, tmp_path, clock, stop) == 0
+    assert specs[0].startswith(expected) and specs[0].endswith(f"checkpoint.compile_cache={tmp_path / 'xla'}")
+    assert 0.5 <= demo.Clock(tmp_path / "demo.json").seconds["language"] < 30
 
 
 def test_a_comma_in_the_folder_is_refused(tmp_path):
