@@ -88,17 +88,22 @@ def prefetched(batches, first: int, last: int):
 def alone(folder: pathlib.Path):
     """Holds `folder` against a second run of the same command; it is free again however this process ends.
 
+    The processes of one run share a folder, so the first of them holds it; a file system without locks goes without.
+
     Raises:
         InputError: another process is at work in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if jax.process_index() == 0:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
                 f"another process is training in {folder}: wait until it ends, stop it, or choose another --workdir"
             ) from None
+        except OSError as error:
+            print(f"dina: {folder} cannot be locked ({error}); see to it that one run at a time uses it", flush=True)
         yield
 
 

@@ -31,7 +31,7 @@ PHASES = (
     ("tokenizers", tuple((name, "dina.train", name) for name in ("vision", "audio", "ahead"))),
     ("language", (("language", "dina.train", "language"), ("pixels", "dina.train", "pixels"))),
     ("evaluate", (("evaluate", "dina.evaluate", ""),)),
-    ("report", (("report", "tools.report", ""),)),
+    ("page", (("report", "tools.report", ""),)),
 )
 # Compiling ahead costs the tokenizers nothing: it takes what one of them has left when the other ends before it.
 IDLE = ("ahead",)
@@ -110,8 +110,10 @@ def start(name: str, module: str, config: str, workdir: pathlib.Path, cores: set
             os.nice(10)
 
     with (workdir / f"{name}.log").open("ab") as log:
-        # In a session of its own, Ctrl-C reaches this process alone, which asks each of them once.
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=place, start_new_session=True)
+        # In a process group of its own, Ctrl-C reaches this process alone, which asks each of them once. It is no session
+        # of its own: with autogroups (Linux' default) niceness and SCHED_IDLE count among the processes of a session only.
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                preexec_fn=place, process_group=0)
 
 
 def status(workdir: pathlib.Path) -> str:
@@ -151,9 +153,9 @@ def run_phase(phase: str, processes, config: str, workdir: pathlib.Path, clock: 
             stop.running = list(running.values())
         while not stop.asked and None in (codes := [p.poll() for p in running.values()]) and not any(codes):
             time.sleep(0.3)
+            clock.tick(phase)  # this often, because the page reads how long its own phase took
             if time.time() - said >= STATUS_SECONDS:
                 said = time.time()
-                clock.tick(phase)
                 print(f"[{clock.total():5.0f} s] {phase}: {status(workdir) or 'at work'}", flush=True)
         failed = next((name for name, p in running.items() if p.poll() not in (None, 0, EXIT_RESTART)), None)
     finally:

@@ -46,10 +46,13 @@ def test_a_phase_ends_well(tmp_path):
 def test_a_stopped_demo_lets_its_processes_save(tmp_path, number):
     with _demo(tmp_path, "wait", "quick") as run:
         _until((tmp_path / "wait.pid").exists, "the start")
+        pid = int((tmp_path / "wait.pid").read_text())
+        # Ctrl-C reaches the demo alone; but niceness counts within a session only.
+        assert os.getpgid(pid) != os.getpgid(run.pid) and os.getsid(pid) == os.getsid(run.pid)
         run.send_signal(number)
         run.communicate()
     assert run.returncode == configs.EXIT_RESTART and (tmp_path / "wait.saved").exists()
-    assert _gone(int((tmp_path / "wait.pid").read_text()))
+    assert _gone(pid)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent's death is a signal on Linux only")
