@@ -113,7 +113,15 @@ def start(name: str, module: str, config: str, workdir: pathlib.Path, cores: set
         # In a process group of its own, Ctrl-C reaches this process alone, which asks each of them once. It is no session
         # of its own: with autogroups (Linux' default) niceness and SCHED_IDLE count among the processes of a session only.
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                preexec_fn=place, process_group=0)
+                                preexec_fn=place, process_group=0, env=environment(workdir))
+
+
+def environment(workdir: pathlib.Path) -> dict[str, str]:
+    """This process's environment, in which modules are compiled once: doing so takes 9 of the 13 s of a process's imports."""
+    if not sys.dont_write_bytecode:
+        return dict(os.environ)
+    # Somebody wants no files beside the sources, and gets none.
+    return os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str((workdir / "pycache").absolute())}
 
 
 def status(workdir: pathlib.Path) -> str:

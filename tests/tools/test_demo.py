@@ -42,6 +42,13 @@ def test_a_phase_ends_well(tmp_path):
         assert "play: done" in run.communicate()[0] and run.returncode == 0
 
 
+def test_processes_compile_modules_once_and_into_the_workdir(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    with _demo(tmp_path, "quick") as run:
+        run.communicate()
+    assert list((tmp_path / "pycache").rglob("demo.*.pyc"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_demo_lets_its_processes_save(tmp_path, number):
     with _demo(tmp_path, "wait", "quick") as run:
