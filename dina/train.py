@@ -69,13 +69,14 @@ def setup(config) -> jax.sharding.Mesh:
     wanted = int(np.prod([size for size in config.mesh.values()] or [1]))
     if jax.config.jax_platforms == "cpu" and wanted > 1:
         jax.config.update("jax_num_cpu_devices", wanted)
+    mesh = sharding.make_mesh(config.mesh.to_dict())
     cache = pathlib.Path(config.checkpoint.compile_cache).expanduser()
-    if jax.config.jax_platforms == "cpu" and hasattr(os, "sched_getaffinity"):
+    if jax.default_backend() == "cpu" and hasattr(os, "sched_getaffinity"):
         # XLA cuts loops into as many pieces as the process has cores, and leaves that number out of the cache's key.
         cache /= f"{len(os.sched_getaffinity(0))}-cores"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return sharding.make_mesh(config.mesh.to_dict())
+    return mesh
 
 
 def prefetched(batches, first: int, last: int):

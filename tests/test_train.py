@@ -153,6 +153,17 @@ def test_a_stage_that_takes_everything_over_is_not_initialised(tmp_path, monkeyp
             assert np.array_equal(found["params"]["body"]["w"], taken)
 
 
+def test_programs_for_another_number_of_cores_are_kept_apart(tmp_path, compile_cache, monkeypatch):
+    config, found = toy.config(), []
+    config.mesh.data, config.checkpoint.compile_cache = -1, str(tmp_path / "xla")
+    monkeypatch.setattr(train, "keep_memory", lambda: None)
+    for cores in ({1}, {0, 1}):
+        monkeypatch.setattr(train.os, "sched_getaffinity", lambda _, cores=cores: cores)
+        assert train.setup(config).shape["data"] == len(jax.devices())
+        found.append(jax.config.jax_compilation_cache_dir)
+    assert found == [str(tmp_path / "xla" / "1-cores"), str(tmp_path / "xla" / "2-cores")]
+
+
 def test_a_stage_compiled_ahead_is_read_from_the_cache(tmp_path, compile_cache):
     config, mesh = toy.config(), sharding.make_mesh({"data": 2}, jax.devices()[:2])
     train.compile_stage(config, "one", tmp_path, mesh)
