@@ -56,12 +56,13 @@ def load(spec: str) -> ml_collections.ConfigDict:
     return config
 
 
-def check_name(name: str, known: Collection[str], what: str) -> None:
-    """Raises InputError unless `name` is one of `known`; `what` says what it should name."""
+def check_name(name: str, known: Collection[str], what: str, path: str = "") -> None:
+    """Raises InputError unless `name` is one of `known`; `what` says what it should name, `path` where it stands."""
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known)) or 'none'}"
-        raise InputError(f"{what} {name!r} does not exist{hint}")
+        listed = f"; known{' here' if path else ''}: {', '.join(sorted(known)) or 'none'}"
+        hint = f"; did you mean {near[0]!r}?" if near else listed
+        raise InputError(f"{what} {path or name!r} does not exist{hint}")
 
 
 def override(config: ml_collections.ConfigDict, path: str, text: str) -> None:
@@ -69,11 +70,8 @@ def override(config: ml_collections.ConfigDict, path: str, text: str) -> None:
     *parents, leaf = path.split(".")
     node = config
     for depth, name in enumerate([*parents, leaf]):
-        if not isinstance(node, ml_collections.ConfigDict) or name not in node:
-            known = list(node.keys()) if isinstance(node, ml_collections.ConfigDict) else []
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(sorted(known)) or 'none'}"
-            raise InputError(f"config key {'.'.join([*parents, leaf][:depth + 1])!r} does not exist{hint}")
+        known = list(node.keys()) if isinstance(node, ml_collections.ConfigDict) else []
+        check_name(name, known, "config key", ".".join([*parents, leaf][: depth + 1]))
         if depth < len(parents):
             node = node[name]
     try:

@@ -102,6 +102,8 @@ def build(config: ml_collections.ConfigDict, vocabulary: Vocabulary, axes: tuple
     head = lambda name, sizes: depth.DepthHead(trunk_config.parse(trunk_config.DepthConfig, config[name]), tuple(sizes))
     if config.losses.normalise not in ("joint", "own"):
         raise InputError(f"config key model.losses.normalise is {config.losses.normalise!r}; known: joint, own")
+    if config.code_start not in ("random", "codebooks"):
+        raise InputError(f"config key model.code_start is {config.code_start!r}; known: random, codebooks")
     return Model(
         vocabulary=vocabulary,
         trunk=trunk,

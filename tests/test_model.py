@@ -8,6 +8,7 @@ from dina import losses
 from dina import model as model_lib
 from dina.backbone.block import init_cache
 from dina.backbone import ngram
+from dina.config import InputError
 from dina.decode.generate import _forward
 from dina.embed import text_ids
 from dina.heads import depth
@@ -182,4 +183,11 @@ def test_unknown_normalisation_is_named():
     config = tiny.model_config()
     config.losses.normalise = "mean"
     with pytest.raises(Exception, match="mean"):
+        model_lib.build(config, V)
+
+
+def test_an_unknown_start_of_the_code_rows_is_named():
+    config = tiny.model_config()
+    config.code_start = "zeros"
+    with pytest.raises(InputError, match="model.code_start.*zeros.*codebooks"):
         model_lib.build(config, V)

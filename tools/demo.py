@@ -32,7 +32,7 @@ PHASES = (
     ("tokenizers", tuple((name, "dina.train", name) for name in ("vision", "audio", "ahead"))),
     ("language", (("language", "dina.train", "language"), ("pixels", "dina.train", "pixels"))),
     ("evaluate", (("evaluate", "dina.evaluate", ""),)),
-    ("page", (("report", "tools.report", ""),)),
+    ("report", (("report", "tools.report", ""),)),
 )
 # Compiling ahead costs the tokenizers nothing: it takes what one of them has left when the other ends before it.
 IDLE = ("ahead",)
@@ -163,7 +163,7 @@ def run_phase(phase: str, processes, config: str, workdir: pathlib.Path, clock: 
             stop.running = list(running.values())
         while not stop.asked and None in (codes := [p.poll() for p in running.values()]) and not any(codes):
             time.sleep(0.3)
-            clock.tick(phase)  # this often, because the page reads how long its own phase took
+            clock.tick(phase)  # this often, because the report reads how long its own phase took
             if time.time() - said >= STATUS_SECONDS:
                 said = time.time()
                 print(f"[{clock.total():5.0f} s] {phase}: {status(workdir) or 'at work'}", flush=True)

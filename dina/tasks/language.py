@@ -28,7 +28,6 @@ from dina.embed import rows_from_codebooks
 from dina.tasks.base import LossOut, Sums, Task, Variables
 from dina.vision.tokenizer import make_tokenizer
 
-CODE_STARTS = ("random", "codebooks")
 TERMS = ("text", "visual", "audio", "router_z", "hidden_z")
 CODE_HEADS = {"visual": ("visual_head", "visual_index"), "audio": ("audio_head", "audio_index")}
 
@@ -54,10 +53,7 @@ class Language(Task):
     def start(self, variables: Variables, batches, key: jax.Array) -> Variables:
         """Gives the code rows of a fresh table the geometry of the codebooks, where the config asks for it."""
         del batches
-        how = self.config.model.code_start
-        if how not in CODE_STARTS:
-            raise InputError(f"config key model.code_start is {how!r}; known: {', '.join(CODE_STARTS)}")
-        if how == "random" or "embed" in self.stage.init_from:
+        if self.config.model.code_start == "random" or "embed" in self.stage.init_from:
             return variables
         quantizers = {"vision_quantizer": (make_tokenizer(self.config.vision).rvq, self.vocabulary.visual_base[0]),
                       "audio_quantizer": (quantizer_config(self.config.audio), self.vocabulary.audio_base[0])}

@@ -121,7 +121,8 @@ def quant_conv_start(params, z_NZ: np.ndarray, pixel_NV: np.ndarray, pixel_share
 
     Trained from random values, the perceptron keeps the geometry of the features, where pixels lie in directions of
     little variance: a linear map then read held-out digit cells from the codes with a squared error of 0.52 (0.15 from
-    the features themselves); from this start with a share of 0.5 it is 0.30, and digits stay as readable.
+    the features themselves). From this start, before any training, it was 0.34, 0.30 and 0.29 at shares of 0, 0.5 and
+    0.75, and a linear probe named 0.91, 0.90 and 0.89 of the digits (one encoder, one seed, test pictures).
 
     gelu(u) - gelu(-u) = u, so a hidden layer of pairs makes the perceptron exactly linear.
 
