@@ -13,7 +13,7 @@ setup: .venv/.installed
 	$(PYTHON) -m venv .uv
 	.uv/bin/python -m pip install --quiet "uv>=0.9"
 	.uv/bin/uv venv --quiet --clear .venv
-	.uv/bin/uv pip install --quiet --python .venv/bin/python -r requirements.lock
+	.uv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements.lock
 	touch $@
 
 test: setup

@@ -63,9 +63,21 @@ def keep_memory() -> None:
             libc.mallopt(option, value)
 
 
+def set_cpu_effort(level: int) -> None:
+    """Sets LLVM's optimization level of programs for the CPU, unless XLA_FLAGS already does; after the first use of a
+    device it is too late, and nothing changes.
+
+    One core, pretrain's step, one run each: level 3 (XLA's own) compiles in 46 s, level 1 in 32 s; steps take the same.
+    """
+    flag, flags = "--xla_backend_optimization_level", os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}={level}".strip()
+
+
 def setup(config) -> jax.sharding.Mesh:
-    """Applies process-wide settings (memory, compile cache, fake CPU devices) and builds the mesh."""
+    """Applies process-wide settings (memory, compiler, compile cache, fake CPU devices) and builds the mesh."""
     keep_memory()
+    set_cpu_effort(config.checkpoint.cpu_effort)
     wanted = int(np.prod([size for size in config.mesh.values()] or [1]))
     if jax.config.jax_platforms == "cpu" and wanted > 1:
         jax.config.update("jax_num_cpu_devices", wanted)

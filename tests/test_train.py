@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -214,3 +215,11 @@ def test_sigterm_sets_the_flag():
     finally:
         signal.signal(signal.SIGTERM, old[0])
         signal.signal(signal.SIGINT, old[1])
+
+
+def test_the_compilers_effort_is_set_unless_the_user_says_it(monkeypatch):
+    flag = "--xla_backend_optimization_level"
+    for given, expected in (("", f"{flag}=1"), ("--a=b", f"--a=b {flag}=1"), (f"{flag}=3", f"{flag}=3")):
+        monkeypatch.setenv("XLA_FLAGS", given)
+        train.set_cpu_effort(1)
+        assert os.environ["XLA_FLAGS"] == expected

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import importlib.util
 import json
 import os
 import pathlib
@@ -23,6 +22,7 @@ import sys
 import time
 
 from dina.config import EXIT_RESTART, InputError, run_main
+from tools.report import readme
 
 # phase -> the processes that run side by side: (name, module, config variant). They divide the cores, except those of
 # FILLS (by name), which may use all cores and give way to the others.
@@ -114,16 +114,7 @@ def start(name: str, module: str, config: str, workdir: pathlib.Path, cores: set
         # In a process group of its own, Ctrl-C reaches this process alone, which asks each of them once. It is no session
         # of its own: with autogroups (Linux' default) niceness and SCHED_IDLE count among the processes of a session only.
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                preexec_fn=place, process_group=0, env=environment(workdir))
-
-
-def environment(workdir: pathlib.Path) -> dict[str, str]:
-    """This process's environment, in which modules are compiled once: doing so takes 9 of the 13 s of a process's imports."""
-    installed = pathlib.Path(importlib.util.find_spec("jax").cached)
-    if installed.exists() or not sys.dont_write_bytecode:
-        return dict(os.environ)
-    # Somebody wants no files beside the sources, and gets none.
-    return os.environ | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str((workdir / "pycache").absolute())}
+                                preexec_fn=place, process_group=0)
 
 
 def status(workdir: pathlib.Path) -> str:
@@ -195,6 +186,7 @@ def main(argv: list[str]) -> int:
         print(f"[{clock.total():5.0f} s] {phase}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
         if code:
             return code
+    print(readme.markdown(json.loads((args.workdir / "report.json").read_text())))
     print(f"{clock.total() / 60:.1f} minutes; the page is {args.workdir / 'report.html'}")
     return 0
 

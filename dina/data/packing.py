@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dina import grammar
-from dina.config import InputError
+from dina.config import InputError, check_name
 from dina.data import codes, digits, documents, sources
 from dina.data.documents import KINDS, Sample
 from dina.grammar import Cost, Vocabulary
@@ -201,8 +201,7 @@ def stage_options(stage: ml_collections.ConfigDict) -> ml_collections.ConfigDict
     """`default_options` with what the stage's `options` say. Raises InputError for an option that there is not."""
     options = default_options()
     for name, value in stage.options.items():
-        if name not in options:
-            raise InputError(f"stage option {name!r} is not one of {', '.join(options)}")
+        check_name(name, options, f"option of a stage of task {stage.task!r}")
         # A mixture names all its kinds; of a pack only what differs need be said.
         options[name] = value if name != "pack" else ml_collections.ConfigDict(options.pack.to_dict() | value.to_dict())
     return options

@@ -22,9 +22,8 @@ from ml_collections import ConfigDict
 
 from dina.data import phrases
 from dina.losses import nll
-from dina.tasks.base import Batches, LossOut, Task
+from dina.tasks.base import Batches, LossOut, Task, merge_options
 from dina.tasks.vision_batches import VisionBatches, image_table, with_views
-from dina.tasks.visual_tokens import merge_options
 from dina.vision import bridge, preprocess
 from dina.vision.encoder import MASKED, RMSNorm
 

@@ -83,19 +83,20 @@ class AudioBatches(Batches):
 
     Args:
         config: the experiment (uses seed and audio).
-        stage: uses task (as the name of the random stream), batch and options.continuous_steps.
+        stage: uses task (as the name of the random stream) and batch.
         table: the clips.
         clean: which clean waves to add, of 'clean16' and 'clean24'.
         augment: 'full' (see dina/audio/augment.py), or 'none'.
+        continuous_steps: so many first steps have `quantized` 0.
     """
 
-    def __init__(self, config, stage, table: SpeechTable, clean: Sequence[str], augment: str = "full"):
+    def __init__(self, config, stage, table: SpeechTable, clean: Sequence[str], augment: str = "full", continuous_steps: int = 0):
         if augment not in ("full", "none"):
             raise ValueError(f"augment {augment!r} is not one of full, none")
         self.augment = augment
         self.audio, self.table, self.clean = config.audio, table, tuple(clean)
         self.rows = stage.batch
-        self.continuous_steps = stage.options.get("continuous_steps", 0)
+        self.continuous_steps = continuous_steps
         self.seed = config.seed + zlib.crc32(stage.task.encode())
         # As long as the longest clip, in whole codes: a chunk of silence behind every word would double the work.
         code = 2 * self.audio.bridge.pool * self.audio.features.hop

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
+from ml_collections import ConfigDict
 
 from dina.audio import features
 from dina.audio.encoder import MASKED, length_mask, make_encoder
@@ -26,10 +27,15 @@ from dina.audio.tokenizer import CodeProjection, code_lengths, quantizer_config
 from dina.losses import nll
 from dina.quantize import rvq
 from dina.tasks.audio_batches import WORDS, AudioBatches, open_table
-from dina.tasks.base import LossOut, Task, Variables
+from dina.tasks.base import LossOut, Task, Variables, merge_options
 
 START_CLIPS = 512  # for the k-means start: about 4,000 vectors, eight per code of the largest book
 POOLS = ((2, 1), (4, 1), (8, 1), (2, 2), (4, 4))  # (time, band) windows of the multi-scale mel loss
+
+
+def default_options() -> ConfigDict:
+    """`stage.options` of this task. continuous_steps: so many first steps bypass the codebooks."""
+    return ConfigDict({"continuous_steps": 0})
 
 
 class Reader(nn.Module):
@@ -55,14 +61,15 @@ class AudioTokens(Task):
 
     def __init__(self, config, stage):
         super().__init__(config, stage)
-        self.audio = config.audio
+        self.audio, self.options = config.audio, merge_options(default_options(), stage)
         self.quantizer = quantizer_config(self.audio)
         self.encoder, self.decoder = make_encoder(self.audio), make_decoder(self.audio)
         self.projection = CodeProjection(self.audio.decoder.width)
         self.reader = Reader(self.audio.reader.width, len(WORDS))
 
     def batches(self) -> AudioBatches:
-        return AudioBatches(self.config, self.stage, open_table(self.config, "train"), ("clean16",))
+        table = open_table(self.config, "train")
+        return AudioBatches(self.config, self.stage, table, ("clean16",), continuous_steps=self.options.continuous_steps)
 
     def init(self, key: jax.Array) -> Variables:
         keys = jax.random.split(key, 5)

@@ -13,6 +13,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
+
+from dina.config import check_name
 
 Tree = Any
 Variables = dict[str, dict[str, Tree]]
@@ -36,6 +39,15 @@ class LossOut:
 
 
 jax.tree_util.register_dataclass(LossOut, ["terms", "metrics", "updates"], [])
+
+
+def merge_options(defaults: ConfigDict, stage) -> ConfigDict:
+    """The stage's options over the task's defaults; an unknown one is an InputError."""
+    for name in stage.options:
+        check_name(name, defaults, f"option of a stage of task {stage.task!r}")
+    defaults.lock()
+    defaults.update(stage.options)
+    return defaults
 
 
 class Task:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from dina.audio import features
 from dina.audio.encoder import length_mask, make_encoder
@@ -19,7 +20,7 @@ from dina.audio.mel_decoder import hidden_length, make_decoder
 from dina.audio.tokenizer import CodeProjection, code_lengths, decoder_input, quantizer_config, search
 from dina.quantize import rvq
 from dina.tasks.audio_batches import AudioBatches, open_table
-from dina.tasks.base import LossOut, Task, Variables
+from dina.tasks.base import LossOut, Task, Variables, merge_options
 
 
 class FlowTask(Task):
@@ -30,6 +31,7 @@ class FlowTask(Task):
 
     def __init__(self, config, stage):
         super().__init__(config, stage)
+        merge_options(ConfigDict(), stage)  # there are none
         self.audio = config.audio
         self.encoder, self.decoder, self.flow = make_encoder(self.audio), make_decoder(self.audio), make_flow(self.audio)
 

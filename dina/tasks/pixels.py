@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from dina.config import InputError
 from dina.quantize import rvq
-from dina.tasks.base import LossOut, Task
+from dina.tasks.base import LossOut, Task, merge_options
 from dina.tasks.vision_batches import VisionBatches, image_table
-from dina.tasks.visual_tokens import feature_errors, image_keys, merge_options
+from dina.tasks.visual_tokens import feature_errors, image_keys
 from dina.vision import bridge, pixel_decoder, tokenizer
 
 

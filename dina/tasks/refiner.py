@@ -15,9 +15,8 @@ from jaxtyping import Array, Int
 from ml_collections import ConfigDict
 
 from dina.quantize import rvq
-from dina.tasks.base import LossOut, Task
+from dina.tasks.base import LossOut, Task, merge_options
 from dina.tasks.vision_batches import VisionBatches, image_table
-from dina.tasks.visual_tokens import merge_options
 from dina.vision import bridge, detokenize, pixel_decoder, refiner, tokenizer
 from dina.vision.autoencoder import make_autoencoder
 

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from dina.config import InputError, check_name
+from dina.config import InputError
 from dina.quantize import rvq
 from dina.sharding import psum
-from dina.tasks.base import LossOut, Task
+from dina.tasks.base import LossOut, Task, merge_options
 from dina.tasks.vision_batches import VisionBatches, image_table
 from dina.vision import bridge, tokenizer
 from dina.vision.tokenizer import PART
@@ -32,15 +32,6 @@ def default_options() -> ConfigDict:
     """
     return ConfigDict({"dropout": 0.25, "kmeans_vectors": 8192, "kmeans_iterations": 12, "augment": "none",
                        "pixel_share": 0.5})
-
-
-def merge_options(defaults: ConfigDict, stage) -> ConfigDict:
-    """The stage's options over the task's defaults; an unknown one is an InputError."""
-    for name in stage.options:
-        check_name(name, defaults, f"option of a stage of task {stage.task!r}")
-    defaults.lock()
-    defaults.update(stage.options)
-    return defaults
 
 
 class VisualTokens(Task):

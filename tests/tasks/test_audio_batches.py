@@ -13,8 +13,9 @@ def table():
     return make_table(toy.columns(), 10240)
 
 
-def build(table, augment="full", **options):
-    return AudioBatches(toy.experiment(), toy.stage("audio_tokens", **options), table, ("clean16", "clean24"), augment)
+def build(table, augment="full", continuous_steps=0):
+    stage = toy.stage("audio_tokens")
+    return AudioBatches(toy.experiment(), stage, table, ("clean16", "clean24"), augment, continuous_steps)
 
 
 def test_batch_is_a_pure_function_of_the_step(table):

@@ -42,21 +42,6 @@ def test_a_phase_ends_well(tmp_path):
         assert "play: done" in run.communicate()[0] and run.returncode == 0
 
 
-@pytest.mark.parametrize("forbidden, installed, redirected",
-                         [(True, False, True), (True, True, False), (False, False, False)])
-def test_modules_are_compiled_once_and_never_beside_the_sources_against_a_wish(
-        tmp_path, monkeypatch, forbidden, installed, redirected):
-    (tmp_path / "there.pyc").touch()
-    spec = types.SimpleNamespace(cached=str(tmp_path / ("there.pyc" if installed else "missing.pyc")))
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _: spec)
-    monkeypatch.setattr(sys, "dont_write_bytecode", forbidden)
-    if not redirected:
-        assert demo.environment(tmp_path) == dict(os.environ)
-        return
-    subprocess.run([sys.executable, "-c", "import tools.demo"], env=demo.environment(tmp_path), cwd=ROOT, check=True)
-    assert list((tmp_path / "pycache").rglob("demo.*.pyc"))
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_demo_lets_its_processes_save(tmp_path, number):
     with _demo(tmp_path, "wait", "quick") as run:

@@ -126,3 +126,18 @@ def test_bars_are_reached_in_the_right_direction():
     assert table.reached(minutes, 14.9) and not table.reached(minutes, 15.1)
     assert table.reached(table.MAIN[0], {"value": 0.94}) and not table.reached(table.MAIN[0], {"value": 0.93})
     assert table.reached(table.SECOND[0], {"value": 0.5}) is None
+
+
+def test_the_readme_can_be_checked_against_the_scores(workdir, run, tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text(f"a\n{readme.BEGIN}\n{readme.END}\nb\n")
+    with pytest.raises(InputError, match="should be"):
+        readme.check(path, run.scores)
+    readme.rewrite(path, run.scores)
+    readme.check(path, run.scores)
+    assert command.main([f"--workdir={workdir}", f"--check-readme={path}"]) == 0
+    path.write_text(path.read_text().replace(readme.END, f"| more |\n{readme.END}"))
+    with pytest.raises(InputError, match="more"):
+        readme.check(path, run.scores)
+    with pytest.raises(InputError, match="report.json"):
+        command.main([f"--workdir={tmp_path}", f"--check-readme={path}"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -28,17 +29,30 @@ def markdown(scores: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _split(path: pathlib.Path) -> tuple[str, str, str]:
+    """The file before, between and after the markers."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file with a results table")
+    before, begin, rest = path.read_text().partition(BEGIN)
+    table, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"{path}: the lines {BEGIN!r} and {END!r} are missing; the results table goes between them")
+    return before, table, after
+
+
 def rewrite(path: pathlib.Path, scores: Mapping[str, Any]) -> None:
     """Puts the table between the markers of the file at `path`.
 
     Raises:
         InputError: the file or a marker is missing.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file to write the results table into")
-    text = path.read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"{path}: the lines {BEGIN!r} and {END!r} are missing; the results table goes between them")
+    before, _, after = _split(path)
     path.write_text(f"{before}{BEGIN}\n{markdown(scores)}\n{END}{after}")
+
+
+def check(path: pathlib.Path, scores: Mapping[str, Any]) -> None:
+    """Raises InputError, naming the first line that differs, unless the table in the file at `path` is that of `scores`."""
+    stands, wanted = _split(path)[1].strip().splitlines(), markdown(scores).splitlines()
+    for old, new in itertools.zip_longest(stands, wanted, fillvalue="(nothing)"):
+        if old != new:
+            raise InputError(f"{path}: the results table is not that of report.json: {old!r} should be {new!r}; --readme rewrites it")
