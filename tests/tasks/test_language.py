@@ -8,9 +8,16 @@ import numpy as np
 import optax
 import pytest
 
+from dina import model as model_lib, sharding, stages, step as steps
+from dina.audio import config as audio_config
+from dina.audio.tokenizer import quantizer_config
 from dina.config import InputError
 from dina.data.phrases import KINDS
+from dina.embed import rows_from_codebooks
+from dina.quantize import rvq
 from dina.tasks.language import Language, hidden_z
+from dina.vision import config as vision_config
+from dina.vision.tokenizer import make_tokenizer
 from tests import tiny_language as tiny
 
 
@@ -113,3 +120,49 @@ def test_a_repeated_batch_is_learnt():
         assert history[-1][name] < 0.85 * history[0][name], history
     silent = [jax.tree_util.keystr(path) for path, norm in jax.tree_util.tree_leaves_with_path(norms) if not norm > 0]
     assert not silent, f"no gradient reaches {silent}"
+
+
+def test_prealignment_leaves_the_trunk_and_its_routers_as_they_are():
+    config, stage = tiny.experiment()
+    stage.train = tuple(part for part in model_lib.PARTS if part != "backbone")
+    stage.freeze_stats, stage.optimizer.weight_decay = ("backbone",), 0.1
+    task, mesh = Language(config, stage), sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        state = steps.init_state(task, stage, tiny.variables())
+        before = jax.device_get(state)
+        step = jax.jit(steps.make_train_step(task, stage, 0, mesh))
+        for _ in range(2):
+            state, values = step(state, sharding.put_batch(_batch(), mesh), np.float32(0.1))
+    after = jax.device_get(state)
+    assert not values["refused"]
+    for kind in ("params", "stats"):
+        jax.tree.map(np.testing.assert_array_equal, after[kind]["backbone"], before[kind]["backbone"])
+    assert np.any(before["stats"]["backbone"]["router_bias"])
+    assert not any("backbone" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(after["opt"]))
+    for part in stage.train:
+        assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (after["params"][part], before["params"][part])))), part
+
+
+def test_code_rows_start_from_the_codebooks_and_no_others_do(monkeypatch):
+    config, stage = tiny.experiment()
+    config.vision, config.audio = vision_config.default_config(), audio_config.default_config()
+    config.vision.quantizer.sizes, config.audio.quantizer.sizes = tiny.VOCABULARY.visual, tiny.VOCABULARY.audio
+    config.run, config.model.code_start = {"workdir": "unused"}, "codebooks"
+    quantizers = {"vision_quantizer": make_tokenizer(config.vision).rvq, "audio_quantizer": quantizer_config(config.audio)}
+    trained = {part: rvq.init_stats(q, jax.random.key(n)) for n, (part, q) in enumerate(quantizers.items())}
+    monkeypatch.setattr(stages, "load_parts", lambda config, workdir, parts: ({}, {part: trained[part] for part in parts}))
+    task, key = Language(config, stage), jax.random.key(5)
+    table = lambda variables: np.asarray(variables["params"]["embed"]["table"])
+    old, new = table(tiny.variables()), table(task.start(tiny.variables(), None, key))
+    others = np.ones(len(old), bool)
+    for number, (part, base) in enumerate(zip(quantizers, (task.vocabulary.visual_base[0], task.vocabulary.audio_base[0]))):
+        books, counts = ([trained[part][name][level] for level in range(quantizers[part].levels)] for name in ("codebook", "count"))
+        rows = rows_from_codebooks(jax.random.fold_in(key, number), books, counts, old.shape[1])
+        np.testing.assert_allclose(new[base : base + len(rows)], rows, rtol=1e-6)
+        others[base : base + len(rows)] = False
+    np.testing.assert_array_equal(new[others], old[others])
+    assert others.any() and np.all(np.any(new[~others] != old[~others], axis=1))
+    stage.init_from.embed = "prealign"
+    np.testing.assert_array_equal(table(Language(config, stage).start(tiny.variables(), None, key)), old)
+    stage.init_from, config.model.code_start = {}, "random"
+    np.testing.assert_array_equal(table(Language(config, stage).start(tiny.variables(), None, key)), old)

@@ -33,6 +33,7 @@ def act(variant: str, folder: pathlib.Path) -> int:
 if __name__ == "__main__":
     if sys.argv[1] == "demo":
         folder, *variants = sys.argv[2:]
+        (pathlib.Path(folder) / "report.json").write_text("{}")
         demo.PHASES = (("play", tuple((v, "tests.tools.fake_phase", v) for v in variants)),)
         sys.exit(demo.main([f"--workdir={folder}"]))
     config, workdir = (argument.split("=", 1)[1] for argument in sys.argv[1:])
