@@ -156,7 +156,8 @@ def test_code_rows_start_from_the_codebooks_and_no_others_do(monkeypatch):
     old, new = table(tiny.variables()), table(task.start(tiny.variables(), None, key))
     others = np.ones(len(old), bool)
     for number, (part, base) in enumerate(zip(quantizers, (task.vocabulary.visual_base[0], task.vocabulary.audio_base[0]))):
-        books, counts = ([trained[part][name][level] for level in range(quantizers[part].levels)] for name in ("codebook", "count"))
+        q = quantizers[part]
+        books, counts = ([trained[part][name][q.book(level)] for level in range(q.levels)] for name in ("codebook", "count"))
         rows = rows_from_codebooks(jax.random.fold_in(key, number), books, counts, old.shape[1])
         np.testing.assert_allclose(new[base : base + len(rows)], rows, rtol=1e-6)
         others[base : base + len(rows)] = False
