@@ -208,7 +208,7 @@ def test_language_batches_open_from_shards(config, done):
     assert all((batch[name] == other[name]).all() for name in batch)
     stage.options.mixtures = 1
     c.stages = ml_collections.ConfigDict({"pretrain": stage})
-    with pytest.raises(InputError, match="'mixtures' is not one of"):
+    with pytest.raises(InputError, match="'mixtures' does not exist.*'mixture'"):
         packing.open_batches(c, c.stages.pretrain, done[0])
 
 
