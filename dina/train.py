@@ -77,7 +77,8 @@ def set_cpu_effort(level: int) -> None:
 def setup(config) -> jax.sharding.Mesh:
     """Applies process-wide settings (memory, compiler, compile cache, fake CPU devices) and builds the mesh."""
     keep_memory()
-    set_cpu_effort(config.checkpoint.cpu_effort)
+    if jax.config.jax_platforms == "cpu":  # the flag is not for the CPU alone: other backends read it too
+        set_cpu_effort(config.checkpoint.cpu_effort)
     wanted = int(np.prod([size for size in config.mesh.values()] or [1]))
     if jax.config.jax_platforms == "cpu" and wanted > 1:
         jax.config.update("jax_num_cpu_devices", wanted)
