@@ -16,8 +16,9 @@ setup: .venv/.installed
 	.uv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -r requirements.lock
 	touch $@
 
+# One process a core; the tests of a file stay together, for they share what it made.
 test: setup
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto --dist loadfile
 
 slow: setup
 	$(PY) -m pytest -q -m slow

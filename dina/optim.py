@@ -7,7 +7,8 @@ wildcard. Only what a stage trains has optimizer state; the rest is never touche
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -62,7 +63,9 @@ def default_config() -> ml_collections.ConfigDict:
     c.weight_decay = 0.0
     c.clip_norm = 1.0
     c.multipliers = ()  # ((pattern, learning-rate multiplier), ...), first match wins
-    c.muon = ()  # patterns of matrices that Muon moves instead of AdamW; leading axes are stacked matrices
+    # Matrices that Muon moves instead of AdamW: patterns of [..., in, out], leading axes being stacked matrices, or
+    # (pattern, in, out): so many last axes make the rows and the columns, as in [D, heads, size]: (pattern, 1, 2).
+    c.muon = ()
     c.muon_rate = 10.0  # their learning rate over `learning_rate`: an orthogonal update has norm 1, not 1 per entry
     return c
 
@@ -104,8 +107,9 @@ def make(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
 
     direction = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
     if config.muon:
-        kinds = lambda flat: {path: "muon" if matches(path, config.muon) else "adam" for path in flat}
-        direction = optax.partition({"adam": direction, "muon": muon(config.muon_rate)}, kinds)
+        sides = [(entry, 1, 1) if isinstance(entry, str) else tuple(entry) for entry in config.muon]
+        kinds = lambda flat: {path: "muon" if matches(path, [s[0] for s in sides]) else "adam" for path in flat}
+        direction = optax.partition({"adam": direction, "muon": muon(config.muon_rate, sides)}, kinds)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         direction,
@@ -115,17 +119,34 @@ def make(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
     )
 
 
-def muon(rate: float) -> optax.GradientTransformation:
-    """Orthogonalised momentum (Jordan et al. 2024) of the last two axes, times `rate` and sqrt(max(1, out / in))."""
+def muon(rate: float, sides: Sequence[tuple[str, int, int]]) -> optax.GradientTransformation:
+    """Orthogonalised momentum (Jordan et al. 2024) of matrices, times `rate` and sqrt(max(1, out / in)).
+
+    Args:
+        rate: over the learning rate of everything else.
+        sides: (pattern, number of axes that make the rows, and the columns), first match wins; the last axes of a leaf.
+    """
+
+    def split_axes(path, x):
+        rows, columns = next((r, c) for pattern, r, c in sides if matches(path, [pattern]))
+        if x.ndim < rows + columns:
+            raise InputError(f"optimizer.muon: {path} has shape {tuple(x.shape)}, fewer axes than {rows} + {columns}")
+        first = x.ndim - rows - columns
+        return tuple(range(first, first + rows)), tuple(range(first + rows, x.ndim))
 
     def axes(flat):
-        matrix = lambda x: optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1)
-        return {path: x if isinstance(x, optax.MaskedNode) else matrix(x) for path, x in flat.items()}
+        matrix = lambda path, x: optax.contrib.MuonDimensionNumbers(*split_axes(path, x))
+        return {path: x if isinstance(x, optax.MaskedNode) else matrix(path, x) for path, x in flat.items()}
+
+    def grow(path, u):
+        if isinstance(u, optax.MaskedNode):
+            return u
+        rows, columns = (math.prod(u.shape[axis] for axis in side) for side in split_axes(path, u))
+        return u * (rate * max(1.0, columns / rows) ** 0.5)
 
     def scale(updates, state, params=None):
         del params
-        grow = lambda u: u * (rate * max(1.0, u.shape[-1] / u.shape[-2]) ** 0.5)
-        return jax.tree.map(grow, updates), state
+        return {path: grow(path, u) for path, u in updates.items()}, state
 
     turn = optax.contrib.scale_by_muon(weight_dimension_numbers=axes)
     return optax.chain(turn, optax.GradientTransformation(lambda _: optax.EmptyState(), scale))

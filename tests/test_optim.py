@@ -64,3 +64,21 @@ def test_muon_turns_stacked_matrices_and_leaves_the_rest_to_adam():
         assert float(jnp.sum(updates["enc/blocks/q/kernel"][layer] * grads["enc/blocks/q/kernel"][layer])) < 0
     for path in ("enc/blocks/q/bias", "enc/in/kernel"):
         np.testing.assert_allclose(jnp.abs(updates[path]), 1.0, rtol=1e-3)  # Adam's first step
+
+
+def test_muon_takes_several_axes_as_one_side_of_a_matrix():
+    config = optim.default_config()
+    config.muon, config.muon_rate, config.clip_norm = (("a/*/q", 1, 2), ("a/*/out", 2, 1), "a"), 10.0, 1e9
+    shapes = {"a/0/q": (2, 8, 4, 8), "a/0/out": (2, 4, 8, 8), "a/1": (8, 32)}
+    params = {path: jnp.ones(shape) for path, shape in shapes.items()}
+    grads = {path: jax.random.normal(jax.random.key(i), shape) for i, (path, shape) in enumerate(shapes.items())}
+    tx = optim.make(config)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    for path, shape, size in (("a/0/q", (8, 32), 20), ("a/0/out", (32, 8), 10), ("a/1", (8, 32), 20)):
+        for matrix in np.asarray(updates[path]).reshape(-1, *shape):
+            values = np.linalg.svd(matrix, compute_uv=False)
+            assert 0.6 * size < values.min() <= values.max() < 1.3 * size
+    config.muon = (("a/1", 1, 2),)
+    with pytest.raises(InputError, match="optimizer.muon: a/1 has shape"):
+        tx = optim.make(config)
+        tx.update(grads, tx.init(params), params)

@@ -30,10 +30,10 @@ def default_config() -> ConfigDict:
             "encoder": {"width": 96, "layers": 2, "heads": 4, "ff": 288},  # [1280, 32, 20, 5120]
             "bridge": {"pool": 4},
             "quantizer": {
-                "sizes": (512, 384, 256, 256, 256, 256, 256, 256),  # [8192, 4096, 2048, 1024 x 5]
-                "decay": 0.99,
+                "sizes": (384, 320, 256, 256, 256, 256, 256, 256),  # [8192, 4096, 2048, 1024 x 5]
+                "decay": 0.97,
                 "eps": 1e-5,
-                "restart_fraction": 0.1,
+                "restart_fraction": 0.2,
                 "restart_cap": 0.03,
                 "commitment": "cumulative",
                 "dropout": 0.5,
@@ -67,8 +67,8 @@ def default_config() -> ConfigDict:
             "vocoder": {"name": "griffin_lim", "iterations": 32, "momentum": 0.99, "seed": 0},
             # Training only; decibels and seconds.
             "augment": {
-                "speed_share": 0.5,
-                "speed": (0.9, 1.12),
+                "speed_share": 0.8,
+                "speed": (0.85, 1.2),
                 "gain_db": (-8.0, 0.0),
                 "noise_share": 0.3,
                 "snr_db": (5.0, 30.0),
