@@ -12,7 +12,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from dina.quantize.lookup import RVQConfig, Stats, encode, from_codebooks, nearest, rows
 
@@ -74,15 +74,13 @@ def _fit(cfg: RVQConfig, x_ND: Array, mask_N: Array, key: Array, iterations: int
 
 
 def lloyd(x_ND: Array, mask_N: Array, key: Array, size: int, iterations: int) -> tuple[Array, Array, Array]:
-    """Lloyd's algorithm from random distinct vectors.
+    """Lloyd's algorithm from `scattered` vectors.
 
     Returns:
         (centres [size, D], cluster sizes [size], assignment [N]).
     """
     pick_key, jitter_key = jax.random.split(key)
-    n = x_ND.shape[0]
-    order_N = jnp.argsort(jnp.where(mask_N > 0, jax.random.uniform(pick_key, (n,)), 2.0))
-    pick_K = order_N[jnp.arange(size) % jnp.maximum(jnp.sum(mask_N > 0), 1)]
+    pick_K = scattered(x_ND, mask_N, pick_key, size)
     spread = jnp.sqrt(jnp.sum(x_ND**2 * mask_N[:, None]) / (jnp.maximum(jnp.sum(mask_N), 1) * x_ND.shape[1]))
     # a hair of noise, so that fewer vectors than centres do not give identical centres
     start_KD = x_ND[pick_K] + 1e-4 * spread * jax.random.normal(jitter_key, (size, x_ND.shape[1]))
@@ -94,6 +92,20 @@ def lloyd(x_ND: Array, mask_N: Array, key: Array, size: int, iterations: int) ->
     centre_KD = jax.lax.fori_loop(0, iterations, step, start_KD)
     code_N, _ = nearest(x_ND, centre_KD)
     return centre_KD, jax.ops.segment_sum(mask_N, code_N, size), code_N
+
+
+def scattered(x_ND: Array, mask_N: Array, key: Array, size: int) -> Int[Array, " K"]:
+    """Indices of `size` vectors, each drawn in proportion to its squared distance from those before it (k-means++, Arthur
+    and Vassilvitskii 2007): a cluster of many equal vectors, such as empty cells or silence, gets one centre, not most."""
+
+    def pick(k, carry):
+        pick_K, distance_N = carry
+        logit_N = jnp.where(mask_N > 0, jnp.log(jnp.maximum(distance_N, 1e-30)), -jnp.inf)
+        chosen = jax.random.categorical(jax.random.fold_in(key, k), logit_N)
+        return pick_K.at[k].set(chosen), jnp.minimum(distance_N, jnp.sum((x_ND - x_ND[chosen]) ** 2, -1))
+
+    start = jnp.zeros(size, jnp.int32), jnp.full(x_ND.shape[0], jnp.finfo(jnp.float32).max)
+    return jax.lax.fori_loop(0, size, pick, start)[0]
 
 
 def recentre(centre_KD: Array, x_ND: Array, code_N: Array, mask_N: Array, distance_N: Array) -> tuple[Array, Array]:

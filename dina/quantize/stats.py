@@ -54,22 +54,23 @@ def statistics(
     """
     x_ND = jax.lax.stop_gradient(x_ND).astype(jnp.float32)
     mask = mask_N.astype(jnp.float32)
-    residuals, weights = [], []
+    residuals, weights, errors = [], [], []
     residual_ND = x_ND
     for level, row_ND in enumerate(rows(cfg, stats, codes_NL)):
         residuals.append(residual_ND)
         weights.append(mask * (codes_NL[:, level] >= 0))
         residual_ND = residual_ND - row_ND
+        errors.append(jnp.sum(residual_ND**2, -1))
     bits_NL = token_bits(key, x_ND.shape[0], cfg.levels, axes)
     out = {"count": {}, "sum": {}, "candidate": {}, "weight": {}}
     for book, size in cfg.books.items():
         levels = [level for level in range(cfg.levels) if cfg.book(level) == book]
         vectors_MD = jnp.concatenate([residuals[level] for level in levels])
-        weight_M = jnp.concatenate([weights[level] for level in levels])
+        weight_M, error_M = (jnp.concatenate([parts[level] for level in levels]) for parts in (weights, errors))
         code_M = jnp.maximum(jnp.concatenate([codes_NL[:, level] for level in levels]), 0)
         bits_M = jnp.concatenate([bits_NL[:, level] for level in levels])
         beside_MD = vectors_MD + (1 - STEP_ASIDE) * (stats["codebook"][book][code_M] - vectors_MD)
-        candidate_RD, drawn_R = draw_candidates(beside_MD, weight_M, bits_M, restarts(cfg, size), axes)
+        candidate_RD, drawn_R = draw_candidates(beside_MD, weight_M * error_M, bits_M, restarts(cfg, size), axes)
         out["count"][book] = psum(jax.ops.segment_sum(weight_M, code_M, size), axes)
         out["sum"][book] = psum(jax.ops.segment_sum(vectors_MD * weight_M[:, None], code_M, size), axes)
         out["candidate"][book], out["weight"][book] = candidate_RD, drawn_R
@@ -93,27 +94,28 @@ def token_bits(key: Any, n: int, levels: int, axes: tuple[str, ...]) -> Array:
 def draw_candidates(
     vectors_MD: Array, weight_M: Array, bits_M: Array, count: int, axes: tuple[str, ...]
 ) -> tuple[Array, Array]:
-    """The `count` valid vectors with the highest bits over the whole mesh, times their power-of-two weights.
+    """`count` vectors of the whole mesh, drawn in proportion to `weight_M`, times their power-of-two weights.
 
+    Weights are squared errors, as in k-means++: drawn evenly, restarts split the densest cluster, where nothing is to
+    gain, again and again. The vectors with the highest log(u) / weight are such a draw (Efraimidis and Spirakis 2006).
     Each device offers its own best `count`; the best of all offers are the best of all vectors.
     """
     if not count:
         return jnp.zeros((0, vectors_MD.shape[-1]), jnp.float32), jnp.zeros((0,), jnp.float32)
-    # 31 bits, so that -1 marks the invalid and the sign stays out of the comparison
-    score_M = jnp.where(weight_M > 0, (bits_M >> 1).astype(jnp.int32), -1)
+    uniform_M = ((bits_M >> 8).astype(jnp.float32) + 0.5) * 2.0**-24
+    score_M = jnp.where(weight_M > 0, jnp.log(uniform_M) / jnp.maximum(weight_M, 1e-30), -jnp.inf)
     short = max(0, count - score_M.shape[0])
-    score_M = jnp.pad(score_M, (0, short), constant_values=-1)
-    vectors_MD = jnp.pad(vectors_MD, ((0, short), (0, 0)))
+    score_M = jnp.pad(score_M, (0, short), constant_values=-jnp.inf)
+    vectors_MD, bits_M = jnp.pad(vectors_MD, ((0, short), (0, 0))), jnp.pad(bits_M, (0, short))
     score_R, index_R = jax.lax.top_k(score_M, count)
-    vectors_RD = vectors_MD[index_R]
+    vectors_RD, bits_R = vectors_MD[index_R], bits_M[index_R]
     if axes:
-        score_G = jax.lax.all_gather(score_R, axes, tiled=True)
-        vectors_GD = jax.lax.all_gather(vectors_RD, axes, tiled=True)
+        score_G, vectors_GD, bits_G = (jax.lax.all_gather(x, axes, tiled=True) for x in (score_R, vectors_RD, bits_R))
         score_R, index_R = jax.lax.top_k(score_G, count)
-        vectors_RD = vectors_GD[index_R]
-    # low bits are independent of the rank; steps of 2**7 keep the lighter vectors of other micro-batches negligible
-    exponent_R = (score_R & 15).astype(jnp.float32) * 7
-    drawn_R = jnp.where(score_R >= 0, jnp.exp2(exponent_R), 0.0)
+        vectors_RD, bits_R = vectors_GD[index_R], bits_G[index_R]
+    # the lowest bits are independent of the rank; steps of 2**7 keep the lighter vectors of other micro-batches negligible
+    exponent_R = (bits_R & 15).astype(jnp.float32) * 7
+    drawn_R = jnp.where(score_R > -jnp.inf, jnp.exp2(exponent_R), 0.0)
     return vectors_RD * drawn_R[:, None], drawn_R
 
 

@@ -201,7 +201,7 @@ def _places(batch):
 
 
 class Align(Task):
-    """Trains `vision_encoder` with `align_lm`; terms: text, cells, pixels."""
+    """Trains `vision_encoder` with `align_lm`; terms: text, cells, pixels, nothing."""
 
     def __init__(self, config, stage):
         super().__init__(config, stage)
@@ -242,6 +242,7 @@ class Align(Task):
             "text": _total(text_nll, text_weight),
             "cells": _total(cell_nll, cell_weight),
             "pixels": self._pixels(out["pixels"], batch),
+            "nothing": self._nothing(params, z_BNZ, batch),
         }
         digit_weight = text_weight * _is_digit(batch["text_target"])
         metrics = {
@@ -250,6 +251,16 @@ class Align(Task):
             "cell_digit_accuracy": _total(cell_right, cell_weight * _is_digit(batch["cell_word"])),
         }
         return LossOut(terms, metrics)
+
+    def _nothing(self, params, z_BNZ, batch):
+        """Squared distance from the bridge's bias, per value, of cells that hold nothing.
+
+        Attention copies what the image shows into its empty cells too. Read off their codes, that is 1.9 nats about the
+        digit on canvases of two cells, which the language model would have to predict before it paints the digit.
+        """
+        empty_BN = (batch["cell_word"] == vocabulary()[NOTHING]).astype(jnp.float32)
+        told_BN = jnp.mean((z_BNZ - params["vision_encoder"]["bridge"]["fc2"]["bias"]) ** 2, axis=-1)
+        return _total(told_BN, empty_BN)
 
     def _pixels(self, predicted_BNX, batch):
         """Squared error of the first temporal slice, per pixel value, over the cells of images."""

@@ -31,7 +31,9 @@ class Bridge(nn.Module):
         # Flat rows for the dense layers, as in the encoder.
         u = RMSNorm(name="ln_q")(x_BPD).reshape(b * p // MERGED, MERGED * d)
         u = nn.gelu(nn.Dense(MERGED * d, dtype=self.dtype, name="fc1")(u), approximate=False)
-        return nn.Dense(self.out_dim, dtype=self.dtype, name="fc2")(u).reshape(b, p // MERGED, self.out_dim)
+        # A bias of unit size: a cell that tells nothing is this vector and not zero, which quant_conv's norm would blow up.
+        fc2 = nn.Dense(self.out_dim, dtype=self.dtype, bias_init=nn.initializers.normal(1.0), name="fc2")
+        return fc2(u).reshape(b, p // MERGED, self.out_dim)
 
 
 class VisionEncoder(nn.Module):

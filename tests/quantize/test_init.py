@@ -64,3 +64,10 @@ def test_fewer_vectors_than_codes():
     cfg = rvq.RVQConfig(sizes=(16,), dim=4)
     stats = rvq.kmeans_init(cfg, x, jnp.ones(6), jax.random.key(9))
     assert np.isfinite(stats["codebook"]["0"]).all() and _energy(cfg, stats, x)[0] < 1e-3
+
+
+def test_a_crowd_of_equal_vectors_takes_one_centre():
+    x = jnp.concatenate([jnp.full((180, 5), 2.0), 3 * jax.random.normal(jax.random.key(4), (76, 5))])
+    cfg = rvq.RVQConfig(sizes=(32,), dim=5)
+    stats = rvq.kmeans_init(cfg, x, jnp.ones(len(x)), jax.random.key(5), iterations=0)
+    assert int((jnp.abs(stats["codebook"]["0"] - 2.0).max(-1) < 0.01).sum()) == 1  # drawn evenly it would be 22

@@ -122,3 +122,14 @@ def test_any_number_of_devices_gives_the_same_update(devices, keyed):
     a, b = (rvq.apply(cfg, stats, jax.tree.map(jnp.asarray, u), KEY) for u in (one, many))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), a, b)
     assert float(jnp.abs(a["codebook"]["0"] - stats["codebook"]["0"]).max()) > 0.1
+
+
+def test_restarts_are_drawn_by_squared_error():
+    cfg = rvq.RVQConfig(sizes=(4,), dim=1, restart_cap=0.25)
+    stats = rvq.from_codebooks([jnp.array([[0.0], [10.0], [20.0], [30.0]])])
+    x = jnp.concatenate([jnp.full((90, 1), 0.1), jnp.full((10, 1), 10.9)])  # errors 0.9 and 8.1 in all
+    far = 0
+    for i in range(200):
+        updates = _update(cfg, stats, x, key=jax.random.key(i))
+        far += float(updates["candidate"]["0"][0, 0] / updates["weight"]["0"][0]) > 5
+    assert 160 < far < 196  # 180 expected; drawn evenly it would be 20
