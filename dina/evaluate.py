@@ -13,6 +13,7 @@ Everything is drawn by config.eval.seed, so the same checkpoint gives the same s
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import pathlib
 import shutil
@@ -124,19 +125,26 @@ def waves_of(columns) -> list[Clip]:
     return [(np.asarray(wave, np.float32) / 32768, 24000) for wave in columns["audio24"]]
 
 
-def ask_all(config, generator: Generator, prompts: Prompts, judges: Judges, folder: pathlib.Path) -> dict[str, list[dict]]:
-    """Asks, judges and writes every task; returns task -> records."""
+Asked = dict[str, tuple[list[Question], list[Answer]]]
+
+
+def ask_all(config, generator: Generator, prompts: Prompts) -> Asked:
+    """Asks the questions of every task; returns task -> (questions, answers)."""
     questions = {task: prompts.questions(task) for task in scoring.TASKS}
     # All at once: requests of all tasks fill the same few batches and compiled programs.
     everything = [question for part in questions.values() for question in part]
     begun = time.time()
     answers = iter(generator.answer(everything, seed=config.eval.seed))
     print(f"dina: {len(everything)} prompts answered in {time.time() - begun:.0f} s", flush=True)
+    return {task: (part, [next(answers) for _ in part]) for task, part in questions.items()}
+
+
+def judge_all(config, asked: Asked, judges: Judges, folder: pathlib.Path) -> dict[str, list[dict]]:
+    """Judges and writes the answers of every task; returns task -> records."""
     found = {}
-    for task, part in questions.items():
-        answered = [next(answers) for _ in part]
-        records = judges.judge(part, answered)
-        keep_media(folder / task, part, answered, records, config.eval.media)
+    for task, (questions, answers) in asked.items():
+        records = judges.judge(questions, answers)
+        keep_media(folder / task, questions, answers, records, config.eval.media)
         write_lines(folder / f"{task}.jsonl", records)
         found[task] = records
         shown = ", ".join(f"{key} {s['value']:.3f}" for key, s in scoring.task_scores(task, records).items())
@@ -183,11 +191,15 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
         shutil.rmtree(folder)  # of an earlier evaluation: the page must not mix two
     folder.mkdir(parents=True)
     images, speech = (sources.load_all(config, kind, "test") for kind in ("images", "speech"))
-    judges = Judges(config, generator.resynthesize)
-    answers = ask_all(config, generator, Prompts(config.eval, images, speech), judges, folder)
-    pictures = reconstruction.pictures(config, generator, images, folder)
-    clips = reconstruction.clips(config, generator, speech, folder)
-    codebooks = reconstruction.codebooks(config, generator, images, speech)
+    # Judges are fitted on one core in the time in which the model answers.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        fitting = pool.submit(Judges, config, generator.resynthesize)
+        asked = ask_all(config, generator, Prompts(config.eval, images, speech))
+        pictures = reconstruction.pictures(config, generator, images, folder)
+        clips = reconstruction.clips(config, generator, speech, folder)
+        codebooks = reconstruction.codebooks(config, generator, images, speech)
+        judges = fitting.result()
+    answers = judge_all(config, asked, judges, folder)
     write_lines(folder / "image_reconstruction.jsonl", pictures)
     write_lines(folder / "audio_reconstruction.jsonl", clips)
     (folder / "codebooks.json").write_text(json.dumps(codebooks, indent=1))
