@@ -27,6 +27,7 @@ PART = "refiner"
 ROPE_THETA = 1e4
 EPS = 1e-5
 TIME_FREQUENCIES, TIME_SCALE = 128, 1000.0
+PREDICTIONS = ("velocity", "clean", "correction")
 NEAREST_END = 0.05  # a clean prediction becomes a velocity by / (1 - t), not by less than this
 
 
@@ -43,8 +44,10 @@ def default_refiner_config() -> ConfigDict:
             "cond_dim": 96,
             "references": 1,
             # 'velocity' is the released form. 588 pixel values a token are more than the width: a network that names
-            # the clean token need not carry the noise through it.
-            "prediction": "clean",
+            # the clean token ('clean') need not carry the noise through it, and one that names what the reference lacks
+            # ('correction') starts as good as the reference. After 80 steps, one run each, squared error of what
+            # it takes for the data: 0.12 and 0.039 (some images have no reference), of the reference itself 0.037.
+            "prediction": "correction",
             "remat": "none",
             "autoencoder": {"name": "patch", "side": 14},
             # Released: 28 steps, both scales 1.5 (three passes a step).
@@ -155,7 +158,8 @@ class Refiner(nn.Module):
         cond_dim: width to which code vectors are projected first.
         references: most reference images of one image (one is used here).
         token_dim: C.
-        prediction: 'velocity' (the network's output is the velocity) or 'clean' (it is the data).
+        prediction: what the network's output is: 'velocity', 'clean' (the data) or 'correction' (the data less the
+            reference, zero at the start).
         remat: 'none' or 'block'.
     """
 
@@ -216,11 +220,14 @@ class Refiner(nn.Module):
         joint = self.stack("layers", self.depth, "time", joint, temb_BIE, images, segments, rotary)
         out = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, name="norm_out")(joint[:, -x.shape[1] :])
         out = out * (1 + spread(nn.Dense(self.width, name="modulate_out")(nn.silu(temb_BIE)), image_BT))
-        out_BTC = nn.Dense(self.token_dim, name="out")(out)
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(f"refiner.prediction={self.prediction!r}: choose one of {', '.join(PREDICTIONS)}")
+        start = nn.initializers.zeros if self.prediction == "correction" else nn.initializers.lecun_normal()
+        out_BTC = nn.Dense(self.token_dim, kernel_init=start, name="out")(out)
         if self.prediction == "velocity":
             return out_BTC
-        if self.prediction != "clean":
-            raise ValueError(f"refiner.prediction={self.prediction!r}: choose velocity or clean")
+        if self.prediction == "correction":
+            out_BTC = out_BTC + jnp.where(has_ref_BT[..., None], ref_BTC, 0)
         left_BT1 = 1 - spread(t_BI[..., None], image_BT)
         return (out_BTC - x_BTC) / jnp.maximum(left_BT1, NEAREST_END)
 

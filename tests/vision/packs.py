@@ -18,7 +18,7 @@ def tiny_config():
         "quantizer": {"sizes": (8, 8, 8), "dim": 6},
         "feature_decoder": {"width": 16},
         "pixel_decoder": {"width": 16, "depth": 2, "heads": 2, "ff": 24},
-        "refiner": {"width": 24, "depth": 1, "heads": 2, "kv_heads": 1, "ff": 24, "cond_dim": 8},
+        "refiner": {"width": 24, "depth": 1, "heads": 2, "kv_heads": 1, "ff": 24, "cond_dim": 8, "prediction": "clean"},
     })
     return ml_collections.ConfigDict({"vision": vision, "seed": 0})
 

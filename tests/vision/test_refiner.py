@@ -81,6 +81,18 @@ def test_clean_prediction_is_a_velocity(setup):
     np.testing.assert_allclose((x + 0.4 * v)[:, 8:], clean[:, 8:], atol=1e-4)
 
 
+def test_correction_starts_at_the_reference():
+    vision = packs.tiny_config().vision
+    vision.refiner.prediction = "correction"
+    module, auto = refiner.make_refiner(vision), autoencoder.make_autoencoder(vision.refiner.autoencoder)
+    params = refiner.init_refiner(vision, jax.random.key(0))["dit"]
+    own = module, params, auto, packs.batch(vision, [[(1, 2), (2, 2)]])
+    x, ref = jax.random.normal(jax.random.key(3), (2, 1, 24, auto.token_dim))
+    v = _velocity(own, x, jnp.zeros((1, 6, 6)), ref, keep_ref=(1, 0, 1))  # t is 0.3 and 0.6
+    np.testing.assert_allclose((x + 0.7 * v)[:, :8], ref[:, :8], atol=1e-4)
+    np.testing.assert_allclose((x + 0.4 * v)[:, 8:], 0, atol=1e-4)
+
+
 def released_params(weights, config, depth):
     """Parameters of `Refiner` from the released names; the projection of the codes is the identity."""
     root = "image_refiner.base_transformer."
