@@ -32,7 +32,7 @@ def test_start_fits_the_books_to_real_features(setup):
     task, variables, batches = setup
     fresh = jax.jit(task.init)(jax.random.key(0))
     energy = lambda v: [float(a / b) for a, b in (_loss(task, v, batches[0]).metrics[f"energy/{i}"] for i in range(3))]
-    assert energy(variables)[-1] < 0.1 < energy(fresh)[-1]
+    assert energy(variables)[-1] < 0.25 * energy(fresh)[-1]
     # counts are hits per update: 18 cells a batch
     np.testing.assert_allclose(variables["stats"][PART]["count"]["0"].sum(), 18.0, rtol=1e-5)
 
