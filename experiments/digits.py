@@ -57,7 +57,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # one run each: text to image 0.40 with 0.25 at all levels, 0.58 with 1 at the first, 0.66 with 3 and the mixture above.
     with c.ignore_type():  # one number for all levels, or one each
         c.model.losses.update({"visual_level": (3.0,) + (0.25,) * 7, "audio_level": (1.0,) + (0.25,) * 7, "code_chunk": 128})
-    c.eval.refine = "none"  # the refiner's pictures are still worse than what it is given: the report has both
+    # The refiner's pictures of true codes are as near to the originals as what it is given (80 test pictures, one run: 20.3 dB
+    # both, SSIM 0.83 against 0.81); whether they help painted ones has not been measured. The report has both.
+    c.eval.refine = "none"
     c.stages = ConfigDict(vision_stages() | audio_stages() | language_stages())
     for name in filter(None, arg.split(",")):
         check_name(name, VARIANTS, "--config: variant")
