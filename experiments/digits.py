@@ -28,7 +28,7 @@ LANGUAGE = ("prealign", "pretrain", "midtrain", "sft")
 # named in text is learnt within 150 steps (0.94 of validation pictures), so the rest goes to painting: after 150 steps from
 # scratch, one run each, 0.66 of validation pictures right with 3.0 of text_to_image and 24 painted cells a row, 0.72 with
 # 5.0 and 40, and 0.75 with nearly nothing else.
-MIXTURE = {"image_to_text": 1.0, "text_to_image": 4.5, "speech_to_text": 1.2, "text_to_speech": 1.3,
+MIXTURE = {"image_to_text": 1.0, "text_to_image": 4.5, "speech_to_text": 1.4, "text_to_speech": 1.3,
            "image_to_speech": 0.9, "speech_to_image": 1.6, "plain_text": 0.2, "conversation": 0.3}
 PACK = {"visual": 36, "audio": 26, "cells": 48}
 PARTS = ("embed", "backbone", "lm_head", "visual_head", "audio_head")

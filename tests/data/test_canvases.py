@@ -94,3 +94,16 @@ def test_png_is_read_back():
     data = canvases._png(image_HW)
     assert isinstance(data, io.BytesIO)
     np.testing.assert_array_equal(np.asarray(Image.open(data))[..., 1], image_HW)
+
+
+def test_straddle_weighs_placements_across_cell_borders_and_sizes_stay_alike_without_it():
+    rng = np.random.default_rng(0)
+    drawn = {weight: [canvases._aligned((3, 3), rng, weight) for _ in range(2000)] for weight in (1.0, 4.0)}
+
+    def share(weight, keep):
+        return np.mean([bool(keep(*placement)) for placement in drawn[weight]])
+
+    # On 3 x 3 cells 5 of 9 places of a large digit cross a border and none of a small one do.
+    assert share(1.0, lambda size, top, left: size == 56) == pytest.approx(0.5, abs=0.04)
+    assert share(1.0, lambda size, top, left: top % 28 or left % 28) == pytest.approx(5 / 18, abs=0.04)
+    assert share(4.0, lambda size, top, left: top % 28 or left % 28) == pytest.approx((20 / 9) / (1 + 24 / 9), abs=0.04)
