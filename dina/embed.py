@@ -6,8 +6,8 @@ rows through a residual LayerNorm + SwiGLU block (the pre-buffer) and replaces t
 plain sum of its level rows, added to the transcript word that the position carries.
 
 Transcript words of guided speech are hashed as text, in transcript order. A position without any text (a placeholder,
-a blank transcript entry, padding) has a zero text part. The released code hashes such a position as id 0 and
-embeds E[0]/13 there; that quirk is not copied here, it belongs to the `compat` preset of the import (DESIGN §4.11).
+a blank transcript entry, padding) has a zero text part. The released code lets a blank entry before the codes embed
+id 0, which is E[0]/13 (backbone.md §3.4): `ngram.blank` = 'row0', which the import of its weights sets.
 
 Shapes: B rows, S positions, L levels (the larger depth of the two modalities, -1 = no code), D width, M places for
 image cells, H ids of n-gram history.
@@ -85,10 +85,12 @@ class Embed(nn.Module):
         """
         voc = self.vocabulary
         table_RD = self.param("table", _table_init(voc), (voc.padded_rows, self.width), jnp.float32)
-        ids_BS = text_ids(voc, tokens_BS, transcript_BS, segment_BS)
+        ids_BS = text_ids(voc, tokens_BS, transcript_BS, segment_BS, self.ngram.blank)
         word_BSD = jnp.take(table_RD, jnp.maximum(ids_BS, 0), axis=0)
         text = NgramEmbedding(self.ngram, voc.text, voc.special_ids, name="ngram")
-        x_BSD = text(ids_BS, segment_BS, word_BSD, history_BH)
+        # The 'oe' code embeds a transcript as a text of its own; in the others the special before it ends the history.
+        own_BS = segment_BS * 2 + in_speech(voc, tokens_BS) if self.ngram.variant == "oe" else segment_BS
+        x_BSD = text(ids_BS, own_BS, word_BSD, history_BH)
         begins_BS = (tokens_BS == voc.audiotext_start) & (segment_BS > 0)
         x_BSD = x_BSD + jnp.where(begins_BS[..., None], table_RD[voc.audiotext_start], 0)
         image_BS, audio_BS = holds_codes(voc, tokens_BS, segment_BS)
@@ -139,14 +141,17 @@ def rows_from_codebooks(
 
 
 def text_ids(
-    voc: Vocabulary, tokens_BS: Int[Array, "B S"], transcript_BS: Int[Array, "B S"], segment_BS: Int[Array, "B S"]
-) -> Int[Array, "B S"]:
+    voc: Vocabulary, tokens_BS: Int[Array, "B S"], transcript_BS: Int[Array, "B S"], segment_BS: Int[Array, "B S"],
+    blank: str = "zero",
+) -> Int[Array, "B S"]:  # fmt: skip
     """The id that is hashed and looked up as text at every position, -1 where there is none.
 
-    Inside guided speech that is the transcript's word; elsewhere the outer token, unless it stands for codes.
+    Inside guided speech that is the transcript's word; elsewhere the outer token, unless it stands for codes. With
+    `blank` = 'row0' a blank entry before the codes is id 0.
     """
     spoken = in_speech(voc, tokens_BS)
-    word_BS = jnp.where((transcript_BS >= 0) & (transcript_BS != voc.audiotext_pad), transcript_BS, ABSENT)
+    empty_BS = jnp.where((blank == "row0") & (tokens_BS != voc.audio_pad), 0, ABSENT)
+    word_BS = jnp.where((transcript_BS >= 0) & (transcript_BS != voc.audiotext_pad), transcript_BS, empty_BS)
     ids_BS = jnp.where(spoken, word_BS, jnp.where(tokens_BS == voc.img_pad, ABSENT, tokens_BS))
     return jnp.where(segment_BS > 0, ids_BS, ABSENT).astype(jnp.int32)
 

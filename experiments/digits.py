@@ -144,7 +144,7 @@ def language_stages() -> dict[str, ConfigDict]:
 
     return {
         "prealign": one(20, 3e-3, None, heads, freeze_stats=("backbone",)),
-        "pretrain": one(450, 3e-3, "prealign"),
+        "pretrain": one(600, 3e-3, "prealign"),
         "midtrain": one(100, 1.5e-3, "pretrain"),
         "sft": one(20, 3e-4, "midtrain"),
     }

@@ -59,6 +59,7 @@ class NgramConfig:
     splits: int = 2
     ratio: float = 5.0
     variant: str = "hf"  # 'hf', 'oe' or 'serving': see dina/backbone/ngram.py
+    blank: str = "zero"  # text part of a speech position before the codes whose word is blank: 'zero', or 'row0' as released
     eos: int = 2
     row_multiple: int = 128  # stored rows per table are rounded up to this
     init_std: float = 1.0
@@ -99,6 +100,7 @@ class BackboneConfig:
 
 SECTIONS = {"ngram": NgramConfig(), "visual_head": DepthConfig(), "audio_head": DepthConfig()}
 CHOICES = {"dispatch": ("dense", "gather", "ragged"), "balance": ("dynamic", "sign"), "variant": ("hf", "oe", "serving"),
+           "blank": ("zero", "row0"),
            "decode": ("absorbed", "expanded"), "remat": ("none", "full"), "dtype": ("float32", "bfloat16")}
 
 

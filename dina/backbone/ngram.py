@@ -4,15 +4,15 @@ Table i (order g = 2 + i // splits) has int(ratio * V + 2i + 1) usable rows; row
 The exact sum needs 64 bits; devices have 32. Ids are cut into digits so small that digit * (constant < rows) fits,
 the constants V^d * 2^shift mod rows are computed here in Python integers, and everything left is int32.
 
-What the caller passes: the ids that are hashed. Word ids and special ids as they are; 0 where the released model
-hashes a placeholder as 0 (backbone.md §3.4); -1 where there is no text at all (padding, codes without transcript):
-such a position breaks the history and its output row is exactly zero, whatever its word row is.
+What the caller passes: the ids that are hashed. Word ids and special ids as they are; -1 where there is no text
+(padding, codes without transcript): its output row is exactly zero, whatever its word row is.
 
 Variants (they differ only in corner cases; golden/README.md §2, backbone.md §2):
-  'hf'      history ends at EOS, specials and id 0; a table is silent where its row is 0; specials keep their word row
-            undivided, id 0 is divided like a word. Training uses this one.
-  'oe'      history ends at EOS only; a table is silent where all its ids are 0; specials and id 0 are undivided.
-  'serving' history ends at specials only; no table is ever silent; id 0 is a word.
+  'hf'      history ends at EOS, specials, absent text and id 0; a table is silent where its row is 0; specials keep
+            their word row undivided, id 0 is divided like a word. Training uses this one.
+  'oe'      history ends at EOS only, absent text and specials count as id 0 in it; a table is silent where all its ids
+            are 0; specials and id 0 are undivided.
+  'serving' history ends at specials and absent text only; no table is ever silent; id 0 is a word.
 
 Legend: B rows, S positions, D width, T tables, O order, H = O-1 earlier ids, C digits, R stored rows, W row width.
 """
@@ -68,7 +68,7 @@ class NgramEmbedding(nn.Module):
         sizes = table_sizes(cfg, self.vocab)
         if width % cfg.tables:
             raise ValueError(f"n-gram: width {width} must be a multiple of the {cfg.tables} tables")
-        stored = -(-max(sizes) // cfg.row_multiple) * cfg.row_multiple
+        stored = stored_rows(cfg, self.vocab)
         # A table's part starts with the spread of a word row drawn with the same `init_std`.
         table_TRW = self.param("table", nn.initializers.normal(cfg.init_std), (cfg.tables, stored, width // cfg.tables))
         proj_TWD = self.param("proj", fan_in(1, 2, batch=(0,)), (cfg.tables, width // cfg.tables, width))
@@ -84,6 +84,11 @@ class NgramEmbedding(nn.Module):
 def table_sizes(cfg: NgramConfig, vocab: int) -> tuple[int, ...]:
     """Usable rows of every table: the moduli of the hashes."""
     return tuple(int(cfg.ratio * vocab + 2 * i + 1) for i in range(cfg.tables))
+
+
+def stored_rows(cfg: NgramConfig, vocab: int) -> int:
+    """Rows that every table is stored with, the largest one's rounded up."""
+    return -(-max(table_sizes(cfg, vocab)) // cfg.row_multiple) * cfg.row_multiple
 
 
 def init_history(cfg: NgramConfig, batch: int) -> Int[Array, "B H"]:
@@ -106,12 +111,11 @@ def is_special(ids: Int[Array, "..."], specials: tuple[int, ...]) -> Bool[Array,
     return found
 
 
-def rows(cfg: NgramConfig, vocab: int, specials: tuple[int, ...], ids_BS, segment_BS, history_BH=None):
-    """Table rows and rules of every position.
+def contexts(cfg: NgramConfig, specials: tuple[int, ...], ids_BS, segment_BS, history_BH=None):
+    """What is hashed at every position.
 
     Returns:
-        row_BST int32 in [0, size of table), live_BST (False: the table adds nothing), divided_BS (False: the output
-        is the word row alone).
+        context_BSO int32: the id itself and the O - 1 ids before it, 0 where the history ended; special_BS.
     """
     length, ids_BS = ids_BS.shape[1], ids_BS.astype(jnp.int32)
     history_BH = init_history(cfg, len(ids_BS)) if history_BH is None else history_BH
@@ -120,21 +124,32 @@ def rows(cfg: NgramConfig, vocab: int, specials: tuple[int, ...], ids_BS, segmen
     all_segments = jnp.concatenate([jnp.broadcast_to(segment_BS[:, :1], history_BH.shape), segment_BS], 1)
     special = is_special(all_ids, specials)
     clean = jnp.where(special | (all_ids < 0), 0, all_ids)
-    ends = {"hf": (clean == 0) | (clean == cfg.eos), "oe": clean == cfg.eos, "serving": special}[cfg.variant] | (all_ids < 0)
-    silent = {"hf": clean == 0, "oe": jnp.zeros_like(special), "serving": special}[cfg.variant]
+    ends = {"hf": (clean == 0) | (clean == cfg.eos), "oe": clean == cfg.eos, "serving": special | (all_ids < 0)}[cfg.variant]
+    silent = special if cfg.variant == "serving" else clean == 0
 
     def at(array, d):  # the value d positions earlier
         start = history_BH.shape[1] - d
         return array[:, start : start + length]
 
-    context, seen_BS = [jnp.where(at(silent, 0), 0, at(clean, 0))], ~at(silent, 0)
+    context, seen_BS = [at(clean, 0)], ~at(silent, 0)
     for d in range(1, cfg.order):
         seen_BS &= ~at(ends, d) & (at(all_segments, d) == segment_BS)
         context.append(jnp.where(seen_BS, at(clean, d), 0))
-    row_BST, nonzero_BST = hashes(cfg, vocab, jnp.stack(context, -1))
+    return jnp.stack(context, -1), at(special, 0)
+
+
+def rows(cfg: NgramConfig, vocab: int, specials: tuple[int, ...], ids_BS, segment_BS, history_BH=None):
+    """Table rows and rules of every position.
+
+    Returns:
+        row_BST int32 in [0, size of table), live_BST (False: the table adds nothing), divided_BS (False: the output
+        is the word row alone).
+    """
+    context_BSO, special_BS = contexts(cfg, specials, ids_BS, segment_BS, history_BH)
+    row_BST, nonzero_BST = hashes(cfg, vocab, context_BSO)
     live_BST = {"hf": row_BST > 0, "oe": nonzero_BST, "serving": jnp.ones_like(nonzero_BST)}[cfg.variant]
-    live_BST &= ~(at(special, 0) | (ids_BS < 0))[..., None]
-    divided_BS = ~at(special, 0) & ((at(clean, 0) != 0) | (cfg.variant != "oe"))
+    live_BST &= ~(special_BS | (ids_BS < 0))[..., None]
+    divided_BS = ~special_BS & ((context_BSO[..., 0] != 0) | (cfg.variant != "oe"))
     return row_BST, live_BST, divided_BS
 
 

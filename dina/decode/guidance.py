@@ -40,9 +40,12 @@ class Pairs:
 
 
 def combine(logits_RV: Float[Array, "R V"], pairs: Pairs) -> Float[Array, "R V"]:
-    """Guided logits: the same for both rows of a pair; rows without a partner keep their own, bit for bit."""
+    """Guided logits: the same for both rows of a pair; rows without a partner keep their own, bit for bit.
+
+    Rounded to the logits' own type before the unconditional ones are added, as the serving code does (backbone.md §4.1).
+    """
     cond_RV, uncond_RV = logits_RV[pairs.cond_R], logits_RV[pairs.uncond_R]
-    guided_RV = uncond_RV + pairs.scale_R[:, None] * (cond_RV - uncond_RV)
+    guided_RV = uncond_RV + (pairs.scale_R[:, None] * (cond_RV - uncond_RV)).astype(logits_RV.dtype)
     return jnp.where((pairs.cond_R == pairs.uncond_R)[:, None], cond_RV, guided_RV)
 
 

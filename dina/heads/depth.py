@@ -74,7 +74,9 @@ class DepthLayer(nn.Module):
         y = attend(q, k, v, row[:, None] >= jnp.arange(self.levels))
         out_HXW = self.param("out", fan_in((0, 1), 2, gain=gain), (cfg.heads, size, width))
         out_bias = self.param("out_bias", nn.initializers.zeros, (width,)).astype(x_LMW.dtype)
-        x_LMW = x_LMW + product(y.reshape(x_LMW.shape), out_HXW.reshape(width, width), cfg.dtype).astype(x_LMW.dtype) + out_bias
+        y_LMW = product(y.reshape(x_LMW.shape), out_HXW.reshape(width, width), cfg.dtype).astype(x_LMW.dtype) + out_bias
+        self.sow("intermediates", "attention", y_LMW)  # kept only where a caller captures intermediates
+        x_LMW = x_LMW + y_LMW
         hidden = cfg.ffn_scale * width // self.levels
         in_LWF = self.param("ffn_in", fan_in(1, 2, batch=(0,)), (self.levels, width, hidden)).astype(dtype)
         out_LFW = self.param("ffn_out", fan_in(1, 2, batch=(0,), gain=gain), (self.levels, hidden, width)).astype(dtype)

@@ -1,0 +1,1 @@
+"""Released checkpoints and ours: one declarative table per module, used in both directions."""

@@ -1,0 +1,98 @@
+"""The depth head (case 06): teacher-forced rows and logits, greedy codes of both kinds, guided codes."""
+
+from __future__ import annotations
+
+import re
+
+import jax.numpy as jnp
+import numpy as np
+
+from dina.backbone.config import DepthConfig
+from dina.backbone.linear import product
+from dina.convert import language
+from dina.decode import guidance
+from dina.heads import depth
+from tools.parity import load
+from tools.parity.case import Case
+
+HEAD_SIZE = 128  # the reference has dims // 128 heads
+
+
+def is_case(case: Case) -> bool:
+    """Whether the arrays are those of this component."""
+    return "teacher_codes" in case and "tf_logits_level0" in case
+
+
+class Head:
+    """The head and the embedding tables of a case, which hold a row for the end class too."""
+
+    def __init__(self, case: Case):
+        c = case.config
+        self.cfg = DepthConfig(width=c["dims"], layers=c["layers"], heads=c["dims"] // HEAD_SIZE, ffn_scale=c["ffn_scale"])
+        self.sizes = tuple(c["codebook_sizes"])
+        self.module = depth.DepthHead(self.cfg, self.sizes)
+        name = next(weight.split(".")[0] for weight in case.weight_names if weight.endswith(".hidden_proj.weight"))
+        table = (language.depth_head(name), *language.depth_sizes(self.cfg, c["hidden_size"], self.sizes))
+        self.params = load.variables(case, table)["params"][name]
+        self.tables = [jnp.asarray(case.weight(f"embedding_layers.{i}.weight")) for i in range(len(self.sizes))]
+
+    def walk(self, hidden, ends: bool, pairs: guidance.Pairs | None = None):
+        """Greedy codes level after level through the cache, and the logits that they were chosen by.
+
+        Args:
+            hidden: trunk states.
+            ends: whether the end class may be chosen.
+            pairs: guided rows.
+        """
+        cache, row, codes, scores = depth.init_cache(self.module, len(hidden)), jnp.asarray(hidden), [], []
+        for level, size in enumerate(self.sizes):
+            logits, cache = depth.step(self.module, self.params, level, row, cache)
+            logits = logits if pairs is None else guidance.combine(logits, pairs)
+            scores.append(np.asarray(logits))
+            codes.append(jnp.argmax(logits if ends else logits[:, :size], -1))
+            embedded = self.tables[level][codes[-1]]
+            row = embedded if level == 0 else row + embedded
+        return np.stack(codes, 1), scores
+
+
+def run(case: Case) -> None:
+    """Compares all arrays of the case."""
+    head = Head(case)
+    hidden = case.input("hidden")
+    error = _teacher_forced(case, head, hidden)
+    image, scores = head.walk(hidden, ends=False)
+    for level, size in enumerate(head.sizes):
+        case.compare(f"greedy_image_logits_level{level}", scores[level][:, :size])
+    case.compare_ids("greedy_image_codes", image, case.input("greedy_image_margin"), error, along=1)
+    case.compare_ids("greedy_audio_codes", head.walk(hidden, ends=True)[0], case.input("greedy_audio_margin"), error, along=1)
+    for name in case.arrays:
+        if match := re.fullmatch(r"cfg([\dp.]+)_codes", name):
+            _guided(case, head, hidden, match[1], error)
+
+
+def _teacher_forced(case: Case, head: Head, hidden) -> float:
+    codes = case.input("teacher_codes")
+    embedded = jnp.stack([table[codes[:, i]] for i, table in enumerate(head.tables)], 1)
+    rows = depth.input_rows(jnp.asarray(hidden), embedded)
+    (out, _, _), state = head.module.apply({"params": head.params}, rows, capture_intermediates=True)
+    seen = state["intermediates"]
+    mine = lambda x_LMW: np.swapaxes(x_LMW, 0, 1)
+    case.compare("proj_in", mine(product(seen["hidden_norm"]["__call__"][0], head.params["hidden_proj"])))
+    for i in range(head.cfg.layers):
+        layer = seen[f"layer_{i}"]
+        case.compare(f"layer{i}_out", mine(layer["__call__"][0][0]))
+        if f"layer{i}_attn_out" in case:
+            case.compare(f"layer{i}_attn_out", mine(layer["attention"][0]))
+    case.compare("headnorm_out", mine(out))
+    logits = depth.teacher_forced(head.module, head.params, rows)
+    return max(case.compare(f"tf_logits_level{i}", x) for i, x in enumerate(logits))
+
+
+def _guided(case: Case, head: Head, hidden, number: str, error: float) -> None:
+    golden = case.golden(f"cfg{number}_codes")
+    rows, scale = np.arange(len(golden)), float(number.replace("p", "."))
+    pairs = guidance.Pairs(jnp.asarray(rows // 2 * 2), jnp.asarray(rows // 2 * 2 + 1), jnp.full(len(rows), scale))
+    codes, scores = head.walk(hidden[: len(golden)], ends=False, pairs=pairs)
+    case.compare_ids(f"cfg{number}_codes", codes, case.input(f"cfg{number}_margin"), scale * error, along=1)
+    for level in range(len(head.sizes)):
+        case.compare(f"cfg{number}_guided_logits_level{level}", scores[level][::2])
