@@ -1,4 +1,4 @@
-"""The trunk: golden case 01, packs equal to separate documents, padding, loops, rematerialisation."""
+"""The trunk: packs equal to separate documents, padding, loops, rematerialisation. Its golden case: tests/tools/test_parity.py."""
 
 import dataclasses
 import functools
@@ -10,71 +10,10 @@ import pytest
 
 from dina.backbone import balance, block
 from dina.backbone.config import AttentionConfig, BackboneConfig, ExpertsConfig
-from tests.backbone import released
-from tests.golden_io import relative_error
-
-CLOSE = 1e-5  # ten times tighter than the golden tolerance
 
 
 def run(cfg, params, *args, **kwargs):
     return jax.jit(lambda p, a, k: block.Backbone(cfg).apply(p, *a, **k))(params, args, kwargs)
-
-
-def setting(decode="absorbed"):
-    cfg, params, bias, table, classifier, (case, data) = released.load()
-    cfg = dataclasses.replace(cfg, attention=dataclasses.replace(cfg.attention, decode=decode))
-    return cfg, params, jnp.asarray(bias), table, classifier, case, data
-
-
-def test_every_sub_layer_matches_golden():
-    cfg, params, bias, table, classifier, _, data = setting()
-    x = table[data["input_ids"]]
-    position = np.broadcast_to(np.arange(x.shape[1]), x.shape[:2])
-    out, state = block.Backbone(cfg).apply(params, x, position, np.ones(x.shape[:2], np.int32), bias, capture_intermediates=True)
-    seen = state["intermediates"]["layers"]
-    at = lambda name, layer: np.asarray(seen[name]["__call__"][0][0][layer])
-    for i in range(cfg.layers):
-        for ours, golden in {"attention_0": "attn0_out", "attention_1": "attn1_out", "experts": "moe_out"}.items():
-            assert relative_error(at(ours, i), data[f"layer{i}_{golden}"]) < CLOSE, (ours, i)
-        for j in (0, 1):
-            assert relative_error(seen[f"ffn_{j}"]["__call__"][0][i], data[f"layer{i}_mlp{j}_out"]) < CLOSE
-        assert relative_error(seen["post_norm_0"]["__call__"][0][i], data[f"layer{i}_router_in"]) < CLOSE
-        assert relative_error(seen["__call__"][0][0][i], data[f"layer{i}_out"]) < CLOSE
-        routing = seen["experts"]["router"]["__call__"][0]
-        assert relative_error(routing.probability_NE[i], data[f"layer{i}_router_scores"]) < CLOSE
-        weight = np.zeros_like(data[f"layer{i}_router_dense_weights"])
-        np.put_along_axis(weight, np.asarray(routing.expert_NK[i]), np.asarray(routing.weight_NK[i]), 1)
-        assert data[f"layer{i}_router_margin"].min() > 1e-4
-        assert relative_error(weight, data[f"layer{i}_router_dense_weights"]) < CLOSE
-        np.testing.assert_array_equal(out.counts_LE[i], (data[f"layer{i}_router_dense_weights"] > 0).sum(0))
-    assert relative_error(out.h_BSD, data["final_norm"]) < CLOSE
-    assert relative_error(out.h_BSD @ classifier, data["logits"]) < CLOSE
-
-
-@pytest.mark.parametrize("decode", ["absorbed", "expanded"])
-def test_prefill_and_single_steps_match_golden(decode):
-    cfg, params, bias, table, classifier, case, data = setting(decode)
-    ids, split = data["input_ids"], case["split"]
-    cache, parts = block.init_cache(cfg, len(ids), ids.shape[1] + 2), []
-    for start, stop in [(0, split), *((t, t + 1) for t in range(split, ids.shape[1]))]:
-        position = np.broadcast_to(np.arange(start, stop), (len(ids), stop - start))
-        out = run(cfg, params, table[ids[:, start:stop]], position, np.ones_like(position), bias, None, cache, jnp.int32(start))
-        cache = out.cache
-        parts.append(out.h_BSD @ classifier)
-    assert relative_error(np.concatenate(parts, 1), data["incremental_logits"]) < CLOSE
-
-
-@pytest.mark.parametrize("kind", ["whole", "cached"])
-def test_left_padding_matches_golden(kind):
-    cfg, params, bias, table, classifier, case, data = setting()
-    ids, mask = data["input_ids"], data["padded_attention_mask"].astype(np.int32)
-    padded = np.where(mask > 0, ids, 3)
-    cached = {} if kind == "whole" else {"cache": block.init_cache(cfg, len(ids), ids.shape[1]), "slot": jnp.int32(0)}
-    out = run(cfg, params, table[padded], data["padded_position_ids"].astype(np.int32), mask, bias, **cached)
-    logits = np.asarray(out.h_BSD @ classifier)
-    assert np.isfinite(logits).all()
-    assert relative_error(logits[-1, case["pad"] :], data["padded_logits_valid_last_row"]) < CLOSE
-    assert int(out.counts_LE[0].sum()) == mask.sum() * cfg.experts.top_k
 
 
 ATTENTION = AttentionConfig(2, 12, 8, 8, 4, 8, block=8)

@@ -1,56 +1,26 @@
-"""N-gram embedding: golden case 02, 64-bit integers as the truth of the hash, packs and decoding."""
+"""N-gram embedding: 64-bit integers as the truth of the hash, packs and decoding. Golden case: tests/tools/test_parity.py."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.golden_io import read_case, relative_error
 
 from dina.backbone import ngram
 from dina.backbone.config import NgramConfig
-
-CASE = "02_ngram_embedding"
+from tests.golden_io import GOLDEN
+from tools.parity import ngram as parity
+from tools.parity.case import Case
 
 
 def golden(variant):
-    config, weights, data = read_case(CASE)
-    cfg = NgramConfig(order=config["oe_neighbor_num"], splits=config["oe_split_num"],
-                      ratio=config["oe_vocab_size_ratio"], variant=variant)  # fmt: skip
-    specials = tuple(config["multimodal_special_token_list"] + config["text_special_tokens_list"])
-    module = ngram.NgramEmbedding(cfg, config["vocab_size_text"], specials)
-    sizes = ngram.table_sizes(cfg, config["vocab_size_text"])
-    stored = -(-max(sizes) // cfg.row_multiple) * cfg.row_multiple
-    tables = [np.pad(weights[f"oe_embedders.{i}.weight"][:n], ((0, stored - n), (0, 0))) for i, n in enumerate(sizes)]
-    proj = [weights[f"oe_projs.{i}.weight"].T for i in range(cfg.tables)]
-    params = {"params": {"table": np.stack(tables), "proj": np.stack(proj)}}
-    word = weights["word_embeddings.weight"]
+    tables = parity.Tables(Case(GOLDEN / "02_ngram_embedding"), variant)
+    module, params, word = ngram.NgramEmbedding(tables.cfg, tables.vocab, tables.specials), tables.params, tables.word
+    data = {"input_ids": Case(GOLDEN / "02_ngram_embedding").input("input_ids")}
 
     def embed(ids, segment=None, history=None):
         segment = np.ones_like(ids) if segment is None else segment
-        return module.apply(params, jnp.asarray(ids), jnp.asarray(segment), jnp.asarray(word)[jnp.maximum(ids, 0)], history)
+        return module.apply(params, jnp.asarray(ids), jnp.asarray(segment), word[jnp.maximum(ids, 0)], history)
 
     return module, embed, data
-
-
-@pytest.mark.parametrize("name", ["embeds", "short1_embeds", "short2_embeds", "short3_embeds"])
-def test_oe_variant_matches_golden(name):
-    _, embed, data = golden("oe")
-    ids = data["input_ids" if name == "embeds" else name.replace("embeds", "ids")].astype(np.int32)
-    assert relative_error(embed(ids), data[name]) < 1e-6
-
-
-def test_serving_variant_matches_golden():
-    _, embed, data = golden("serving")
-    assert relative_error(embed(data["input_ids"].astype(np.int32)), data["serving_embeds"]) < 1e-6
-
-
-def test_rows_and_moduli_match_golden():
-    module, _, data = golden("oe")
-    ids = data["input_ids"].astype(np.int32)
-    assert ngram.table_sizes(module.cfg, module.vocab) == tuple(data["table_mods"])
-    row, live, divided = ngram.rows(module.cfg, module.vocab, module.specials, ids, np.ones_like(ids))
-    shown = np.asarray(divided)
-    np.testing.assert_array_equal(np.asarray(row)[shown], data["ngram_row_ids"][shown])
-    np.testing.assert_array_equal(np.asarray(live)[shown], data["ngram_mask"][shown])
 
 
 def hf_by_hand(ids, cfg, vocab, specials):

@@ -11,13 +11,12 @@ import numpy as np
 
 from dina import embed as embed_lib
 from dina.backbone import ngram
-from dina.backbone.config import NgramConfig
 from dina.convert import language
 from dina.convert.rules import Rule
 from dina.grammar.vocabulary import SPECIALS, Vocabulary
 from tools.parity import load, trunk
 from tools.parity.case import Case
-from tools.parity.ngram import read_tables
+from tools.parity.ngram import read_tables, settings
 
 # What the case calls our specials.
 NAMES = {"image_start": "<img_start>", "image_end": "<img_end>", "image_pad": "<img_pad>", "image_newline": "<img_newline>",
@@ -45,7 +44,7 @@ class Path:
     def __init__(self, case: Case):
         c = case.config
         self.voc, self.case = vocabulary(c), case
-        self.ngram = NgramConfig(order=c["n"], splits=c["k"], ratio=c["ratio"], variant="oe")
+        self.ngram = settings(c["n"], c["k"], c["ratio"], c["embP"], "oe")
         width = c["lm"]["hidden_size"]
         self.embed = embed_lib.Embed(self.voc, width, self.ngram, c["inter"])
         self.trunk, _ = trunk.read(case, c["lm"], "lm.")

@@ -19,6 +19,11 @@ def is_case(case: Case) -> bool:
     return "ngram_row_ids" in case
 
 
+def settings(order: int, splits: int, ratio: float, multiple: int, variant: str) -> NgramConfig:
+    """The tables of a case, stored with room for the rows that `multiple` adds to the released ones."""
+    return NgramConfig(order=order, splits=splits, ratio=ratio, variant=variant, row_multiple=128 * multiple)
+
+
 def read_tables(case: Case, cfg: NgramConfig, vocab: int, width: int, multiple: int, tables: str, projections: str) -> dict:
     """The module's parameters from released names; `multiple`: what released tables' rows are padded to."""
     counts, sizes = language.ngram_sizes(cfg, vocab, width, multiple)
@@ -32,7 +37,7 @@ class Tables:
 
     def __init__(self, case: Case, variant: str):
         c = case.config
-        self.cfg = NgramConfig(order=c["oe_neighbor_num"], splits=c["oe_split_num"], ratio=c["oe_vocab_size_ratio"], variant=variant)
+        self.cfg = settings(c["oe_neighbor_num"], c["oe_split_num"], c["oe_vocab_size_ratio"], c["embP"], variant)
         self.vocab = c["vocab_size_text"]
         self.specials = tuple(c["multimodal_special_token_list"] + c["text_special_tokens_list"])
         params = read_tables(case, self.cfg, self.vocab, c["hidden_size"], c["embP"], "oe_embedders.{table}", "oe_projs.{table}")

@@ -1,0 +1,92 @@
+"""tools.parity: every golden case of the language side passes, and nothing wrong or forgotten does."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dina.config import InputError
+from tests.golden_io import GOLDEN
+from tools.parity import __main__ as parity
+from tools.parity.case import Case
+
+CASES = ("01_longcat_flash_lm", "02_ngram_embedding", "03_text_multimodal_path", "06_depth_head", "09_sampling")
+CLOSE = 1e-5  # ten times tighter than what the tool allows
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden_case_passes(name):
+    lines = parity.run(GOLDEN / name).lines
+    assert lines and [line for line in lines if not line.passed] == []
+    assert max(line.relative_error for line in lines) < CLOSE
+    compared = {line.tensor for line in lines}
+    assert {"02_ngram_embedding": "serving_embeds", "01_longcat_flash_lm": "incremental_logits"}.get(name, lines[0].tensor) in compared
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the depth head's case, and how to change it."""
+    folder = tmp_path / "06_copy"
+    shutil.copytree(GOLDEN / "06_depth_head", folder)
+
+    def change(arrays=None, weights=None):
+        if arrays:
+            np.savez(folder / "data.npz", **(dict(np.load(folder / "data.npz")) | arrays))
+        if weights:
+            path = folder / "weights.safetensors"
+            safetensors.numpy.save_file(safetensors.numpy.load_file(path) | weights, path)
+        return folder
+
+    return change
+
+
+def failed(folder):
+    return {line.tensor: line for line in parity.run(folder).lines if not line.passed}
+
+
+def test_a_changed_weight_fails(copy):
+    name = "visual_head.transformer_layers.1.linear2.weight"
+    weight = safetensors.numpy.load_file(GOLDEN / "06_depth_head" / "weights.safetensors")[name]
+    found = failed(copy(weights={name: weight * np.float16(1.01)}))
+    assert "layer1_out" in found and "layer0_out" not in found
+
+
+def test_what_nobody_compares_or_reads_fails(copy, capsys, tmp_path):
+    folder = copy({"mystery": np.ones(3)}, {"visual_head.mystery": np.ones(3, np.float32)})
+    assert failed(folder)["mystery"].note == "not compared"
+    assert failed(folder)["visual_head.mystery"].note == "weight not used"
+    assert parity.main([str(folder), "--json", str(tmp_path / "out.json")]) == 1
+    rows = json.loads((tmp_path / "out.json").read_text())
+    assert {row["tensor"] for row in rows if not row["passed"]} == {"mystery", "visual_head.mystery"}
+    assert "linear1.bias left out: stored in the release, unused by its model" in capsys.readouterr().out
+
+
+def test_bad_cases_are_named(copy, tmp_path):
+    folder = copy()
+    (folder / "data.npz").write_bytes((folder / "data.npz").read_bytes()[:-200])
+    with pytest.raises(InputError, match="06_copy/data.npz cannot be read"):
+        parity.run(folder)
+    with pytest.raises(InputError, match="nowhere/config.json does not exist"):
+        parity.run(pathlib.Path(tmp_path / "nowhere"))
+
+
+def test_ids_may_differ_within_the_margin_only(copy):
+    case = Case(copy({"ids": np.array([[1, 2, 3, 4]]), "other": np.array([[1, 2, 3, 4]])}))
+    ours = np.array([[1, 5, 7, 4]])
+    margin = np.array([[1.0, 0.01, 1.0, 1.0]])
+    case.compare_ids("ids", ours, margin, error=0.002, along=1)  # the second is a toss-up and the third follows from it
+    case.compare_ids("other", ours, margin, error=0.002)
+    assert [line.passed for line in case.lines] == [True, False]
+    assert case.lines[0].note == "2 within the margin" and case.lines[1].relative_error == 0.25
+
+
+def test_shapes_and_non_finite_values_fail(copy):
+    case = Case(copy())
+    golden = case.golden("headnorm_out")
+    case.compare("headnorm_out", golden[:-1])
+    case.compare("headnorm_out", np.where(golden == golden.max(), np.nan, golden))
+    case.compare("headnorm_out", golden, golden * (1 + 1e-3))  # the worse of two forms counts
+    assert [line.passed for line in case.lines] == [False] * 3
