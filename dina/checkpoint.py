@@ -74,6 +74,11 @@ def finish(folder: pathlib.Path, variables: Any, record: dict) -> None:
     """Writes the stage's result, the variables that later stages take over, and then its `stage.json`."""
     with ocp.StandardCheckpointer() as writer:
         writer.save((folder / "result").absolute(), variables, force=True)
+    write_record(folder, record)
+
+
+def write_record(folder: pathlib.Path, record: dict) -> None:
+    """Writes the `stage.json` that makes a stage finished; its result must be there."""
     temporary = folder / "stage.json.part"
     temporary.write_text(json.dumps(record, indent=1))
     temporary.replace(folder / "stage.json")

@@ -63,6 +63,15 @@ def init_cache(cfg: BackboneConfig, batch: int, length: int) -> Cache:
     return Cache(*zeros, jnp.zeros((batch, length), jnp.int32))
 
 
+def unstack(cfg: BackboneConfig, params: dict) -> dict:
+    """Parameters with one subtree a layer, for decoding: a loop over stacked ones copies each layer's weights first.
+
+    One step of eight rows (tools.bench lm_decode, 8 layers of width 512): see the numbers there.
+    """
+    rest = {name: tree for name, tree in params.items() if name != "layers"}
+    return rest | {f"layers_{i}": jax.tree.map(lambda x: x[i], params["layers"]) for i in range(cfg.layers)}
+
+
 class DenseFFN(nn.Module):
     """SwiGLU without biases."""
 
@@ -157,6 +166,10 @@ class Backbone(nn.Module):
             cached_segment_BT = jax.lax.dynamic_update_slice_in_dim(cache.segment_BT, segment_BS.astype(jnp.int32), slot, 1)
             layers = (cache.latent_L2BTC, cache.key_L2BTR)
         layer = nn.remat(LogicalLayer, prevent_cse=False) if cfg.remat == "full" else LogicalLayer
+        shared = (rotary, segment_BS, valid_BS, cached_segment_BT, slot)
+        if self.has_variable("params", "layers_0"):
+            x_BSD, (layers, stats) = self._one_by_one(x_BSD, router_bias_LE, layers, shared)
+            return self._out(x_BSD, layers, cached_segment_BT, stats, valid_BS)
         stack = nn.scan(
             layer,
             variable_axes={"params": 0, "intermediates": 0},
@@ -165,10 +178,22 @@ class Backbone(nn.Module):
             length=cfg.layers,
             unroll=min(cfg.unroll, cfg.layers),
         )
-        x_BSD, (layers, stats) = stack(cfg, self.axes, name="layers")(
-            x_BSD, router_bias_LE, layers, rotary, segment_BS, valid_BS, cached_segment_BT, slot
-        )
-        h_BSD = RMSNorm(cfg.norm_eps, name="final_norm")(x_BSD)
-        cache = None if cache is None else Cache(*layers, cached_segment_BT)
+        x_BSD, (layers, stats) = stack(cfg, self.axes, name="layers")(x_BSD, router_bias_LE, layers, *shared)
+        return self._out(x_BSD, layers, cached_segment_BT, stats, valid_BS)
+
+    def _one_by_one(self, x_BSD, bias_LE, layers, shared):
+        """The layers of `unstack`ed parameters."""
+        kept, stats = [], []
+        for i in range(self.cfg.layers):
+            own = None if layers is None else tuple(c[i] for c in layers)
+            x_BSD, (own, stat) = LogicalLayer(self.cfg, self.axes, name=f"layers_{i}")(x_BSD, bias_LE[i], own, *shared)
+            kept.append(own)
+            stats.append(stat)
+        layers = None if layers is None else tuple(jnp.stack(parts) for parts in zip(*kept, strict=True))
+        return x_BSD, (layers, jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats))
+
+    def _out(self, x_BSD, layers, cached_segment_BT, stats, valid_BS) -> BackboneOut:
+        h_BSD = RMSNorm(self.cfg.norm_eps, name="final_norm")(x_BSD)
+        cache = None if layers is None else Cache(*layers, cached_segment_BT)
         router_z = (jnp.sum(stats.z_sum), jnp.sum(valid_BS, dtype=jnp.float32))
         return BackboneOut(h_BSD, x_BSD, cache, stats.count_E, router_z, jnp.sum(stats.overflow))

@@ -214,13 +214,14 @@ def step(
     hidden_1MW, heads, cache = module.apply({"params": params}, row_MD[None], level, cache)
     if isinstance(level, int):
         return classify(hidden_1MW[0], *heads[level])[:, : module.sizes[level] + 1], cache
-    return classify(hidden_1MW[0], *(stack[level] for stack in stack_heads(module.sizes, heads))), cache
+    most = max(module.sizes) + 1
 
+    def one(size, kernel_WV, bias_V):
+        def logits(hidden_MW):
+            own_MV = classify(hidden_MW, kernel_WV, bias_V)[:, : size + 1]
+            return jnp.pad(own_MV, ((0, 0), (0, most - size - 1)), constant_values=PADDED_LOGIT)
 
-def stack_heads(sizes: tuple[int, ...], heads) -> tuple[Float[Array, "L W V"], Float[Array, "L V"]]:
-    """All classifiers padded to the widest; absent classes have weight 0 and bias -1e30."""
-    most = max(sizes) + 1
-    pad = lambda x, size, value: jnp.pad(x[..., : size + 1], [(0, 0)] * (x.ndim - 1) + [(0, most - size - 1)], constant_values=value)
-    kernels = [pad(kernel_WV, size, 0.0) for size, (kernel_WV, _) in zip(sizes, heads, strict=True)]
-    biases = [pad(bias_V, size, PADDED_LOGIT) for size, (_, bias_V) in zip(sizes, heads, strict=True)]
-    return jnp.stack(kernels), jnp.stack(biases)
+        return logits
+
+    # A branch a level, so that only that level's classifier is read.
+    return jax.lax.switch(level, [one(n, *head) for n, head in zip(module.sizes, heads, strict=True)], hidden_1MW[0]), cache

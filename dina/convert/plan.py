@@ -1,0 +1,216 @@
+"""What a released checkpoint becomes: our model's settings from its config.json and shapes, and every tensor's place.
+
+The language side has tables of its own (language.py). Families without a table yet (the tokenizers) and released tensors
+that the model does not use are carried along as they are, under 'carried', so that nothing is lost on the way back.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+from dina import model as model_lib
+from dina.config import InputError, check_name
+from dina.convert import hf, language
+from dina.convert.released import DTYPES, Released, Tensor
+from dina.convert.rules import Piece, by_path, check_fit, pieces
+from dina.grammar.vocabulary import RELEASED_SPECIALS, Vocabulary, released
+from dina.optim import flatten
+
+FAMILIES = {"visual_tokenizer": "model.visual_tokenizer.", "audio_tokenizer": "model.audio_tokenizer."}
+HEADS = ("visual_head", "audio_head")
+PRE_BUFFER = "model.visual_tokenizer.visual_embedding_layer."
+PARTS = (*model_lib.PARTS, *FAMILIES)
+JOINT = "model.embed_tokens.weight"
+HEAD_SIZE = 128  # of a depth head's attention (backbone.md §4)
+CLASS_MULTIPLE = 128  # stored classes of a level, as DESIGN §4.12 pads everything that a mesh may cut
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One of our tensors: its shape, and the released tensors that fill it."""
+
+    path: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a checkpoint becomes; settings and vocabulary are None without any language part."""
+
+    leaves: dict[str, Leaf]
+    config: ml_collections.ConfigDict | None
+    vocabulary: Vocabulary | None
+
+
+def model_config(c: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: Collection[str] = PARTS):
+    """`config.model` and the vocabulary of a released checkpoint.
+
+    Args:
+        c: its config.json.
+        tensors: for what only shapes tell: the depth heads and the number of codes.
+        parts: a depth head that is not among them and not in the checkpoint has the released number of codes.
+
+    Raises:
+        InputError: a key, or a tensor whose shape is needed, is missing.
+    """
+    trunk, tables = hf.backbone(c), hf.ngram(c)
+    config = model_lib.default_config()
+    config.update(dataclasses.asdict(trunk))
+    config.update({"ngram": dataclasses.asdict(tables)})
+    config.pre_buffer.hidden = c.get("visual_embedding_layer_intermediate_size", 8192)
+    sizes = {"visual_head": released().visual, "audio_head": released().audio}
+    for name in HEADS:
+        if name in parts or f"{name}.hidden_proj.weight" in tensors:
+            head, sizes[name] = _head(name, tensors)
+            config[name].update(head)
+    text = c.get("text_vocab_size", 131072)
+    classes = c.get("text_vocab_plus_multimodal_special_token_size", text + len(RELEASED_SPECIALS))
+    specials = RELEASED_SPECIALS if classes - text == len(RELEASED_SPECIALS) else _some_specials(classes - text)
+    rows = c.get("vocab_size", 0)
+    vocabulary = Vocabulary(text, specials, sizes["audio_head"], sizes["visual_head"], multiple=1024)
+    if vocabulary.padded_rows < rows:
+        vocabulary = dataclasses.replace(vocabulary, multiple=rows)
+    return config, vocabulary
+
+
+def _head(name: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[int, ...]]:
+    width = _shape(tensors, f"{name}.hidden_proj.weight")[0]
+    layers = len([n for n in tensors if re.fullmatch(rf"{name}\.transformer_layers\.\d+\.layernorm1\.weight", n)])
+    levels = len([n for n in tensors if re.fullmatch(rf"{name}\.heads\.\d+\.bias", n)])
+    hidden = _shape(tensors, f"{name}.transformer_layers.0.linear1.weight")[0]
+    head = {"width": width, "layers": layers, "heads": width // HEAD_SIZE, "ffn_scale": hidden // width, "class_multiple": CLASS_MULTIPLE}
+    return head, tuple(_shape(tensors, f"{name}.heads.{i}.bias")[0] - 1 for i in range(levels))
+
+
+def _some_specials(count: int) -> tuple[str, ...]:
+    """For checkpoints with another number of specials: the released names from the end, which hold all that is needed."""
+    if not 35 <= count <= len(RELEASED_SPECIALS):
+        raise InputError(f"released config: {count} special tokens; the released model has {len(RELEASED_SPECIALS)}")
+    return RELEASED_SPECIALS[len(RELEASED_SPECIALS) - count :]
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    if name not in tensors:
+        raise InputError(f"released checkpoint: tensor {name} is missing, and with it a size of the model")
+    return tensors[name].shape
+
+
+def tables(model: model_lib.Model, joint_rows: int) -> list[tuple]:
+    """(rules, counts, sizes) of the whole language side."""
+    trunk, voc, width = model.trunk, model.vocabulary, model.trunk.width
+    found = [
+        (language.trunk(), *language.trunk_sizes(trunk)),
+        (language.text_head(), {}, {"V": voc.classes, "d": width}),
+        (language.joint_table(), {}, {"R": joint_rows, "d": width}),
+        (language.ngram(), *language.ngram_sizes(model.ngram, voc.text, width)),
+        (language.pre_buffer(), {}, {"d": width, "b": model.embed.pre_buffer}),
+    ]
+    for name, head in (("visual_head", model.visual_head), ("audio_head", model.audio_head)):
+        found.append((language.depth_head(name), *language.depth_sizes(head.cfg, width, head.sizes)))
+    return found
+
+
+def make(checkpoint: Released, parts: Collection[str] = ()) -> Plan:
+    """Every leaf of ours, the model's settings and vocabulary.
+
+    Args:
+        checkpoint: what is read.
+        parts: of `PARTS`; the checkpoint may lack the others. None given: all, and every tensor is accounted for.
+
+    Raises:
+        InputError: a part that does not exist, or a list of what the checkpoint lacks, holds too much of, or holds in
+            another shape or dtype.
+    """
+    for part in parts:
+        check_name(part, PARTS, "part of a released checkpoint")
+    kept, leaves, config, vocabulary = set(parts or PARTS), {}, None, None
+    if kept & set(model_lib.PARTS):
+        config, vocabulary = model_config(checkpoint.config(), checkpoint.tensors, kept)
+        rows = checkpoint.tensors[JOINT].shape[0] if JOINT in checkpoint.tensors else vocabulary.rows
+        leaves = _language(rows, config, vocabulary)
+    named = {piece.name for leaf in leaves.values() for piece in leaf.pieces}
+    unnamed = {name: tensor.shape for name, tensor in checkpoint.tensors.items() if name not in named}
+    leaves |= {leaf.path: leaf for leaf in map(_verbatim, unnamed, unnamed.values()) if leaf}
+    leaves = {path: leaf for path, leaf in leaves.items() if path.split("/")[1] in kept}
+    _account(checkpoint, leaves, whole=not parts)
+    return Plan(leaves, config, vocabulary)
+
+
+def remember(record: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Leaf]:
+    """The leaves of an earlier import.
+
+    Args:
+        record: its stage.json.
+        shapes: path -> shape of all its arrays.
+    """
+    leaves = {}
+    if record["model"] is not None:
+        fields = {name: _tuples(value) for name, value in record["vocabulary"].items()}
+        leaves = _language(record["joint_rows"], ml_collections.ConfigDict(record["model"]), Vocabulary(**fields))
+    carried = {path.split("/", 2)[2]: shape for path, shape in shapes.items() if path not in leaves}
+    leaves |= {leaf.path: leaf for leaf in map(_verbatim, carried, carried.values()) if leaf}
+    return {path: leaf for path, leaf in leaves.items() if path in shapes}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _language(rows: int, config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> dict[str, Leaf]:
+    model = model_lib.build(config, vocabulary)
+    abstract = jax.eval_shape(functools.partial(model_lib.init, model), jax.random.key(0))
+    shapes = {path: leaf.shape for path, leaf in flatten(abstract).items()}
+    groups = by_path(piece for table in tables(model, rows) for piece in pieces(*table))
+    unfilled = sorted(set(shapes) - set(groups))
+    if unfilled:
+        raise ValueError(f"conversion tables name nothing for {unfilled}")
+    leaves = {}
+    for path, group in groups.items():
+        shape = shapes.get(path) or group[0].region  # carried tensors have the released shape
+        check_fit(group, shape)
+        leaves[path] = Leaf(path, tuple(shape), tuple(group))
+    return leaves
+
+
+def _verbatim(name: str, shape: tuple[int, ...]) -> Leaf | None:
+    """A tensor of a family that has no table yet, unchanged; None for any other."""
+    family = next((family for family, prefix in FAMILIES.items() if name.startswith(prefix)), None)
+    if family is None or name.startswith(PRE_BUFFER):  # that block stands under the tokenizer's name but is part of `embed`
+        return None
+    path, dims = f"carried/{family}/{name}", [f"a{i}" for i in range(len(shape))]
+    axes = f"{' '.join(dims)} -> {' '.join(dims)}"
+    return Leaf(path, shape, (Piece(name, shape, path, (), 0, shape, axes, dict(zip(dims, shape, strict=True)), False),))
+
+
+def _account(checkpoint: Released, leaves: Mapping[str, Leaf], whole: bool) -> None:
+    wanted = {piece.name: piece for leaf in leaves.values() for piece in leaf.pieces}
+    problems = [f"missing {name} {list(wanted[name].shape)}" for name in sorted(set(wanted) - set(checkpoint.tensors))]
+    if whole:
+        problems += [f"unknown {name} in {checkpoint.tensors[name].shard}" for name in sorted(set(checkpoint.tensors) - set(wanted))]
+    for name in sorted(set(wanted) & set(checkpoint.tensors)):
+        tensor, piece = checkpoint.tensors[name], wanted[name]
+        if tensor.dtype not in DTYPES:
+            problems.append(f"{name} in {tensor.shard} has dtype {tensor.dtype}; weights are one of {', '.join(DTYPES)}")
+        if tensor.shape != piece.shape:
+            problems.append(f"{name} in {tensor.shard} has shape {list(tensor.shape)}, config.json asks for {list(piece.shape)}")
+        if piece.exact and tensor.dtype != "F32":
+            problems.append(f"{name} in {tensor.shard} has dtype {tensor.dtype}, it must be F32")
+    usual = collections.Counter(tensor.dtype for tensor in checkpoint.tensors.values())
+    for leaf in leaves.values():
+        found = [checkpoint.tensors[p.name] for p in leaf.pieces if p.name in checkpoint.tensors]
+        kinds = {tensor.dtype for tensor in found}
+        if len(kinds) > 1:
+            odd = min(found, key=lambda tensor: usual[tensor.dtype])
+            problems.append(f"{odd.name} in {odd.shard} has dtype {odd.dtype}, others of {leaf.path} have {', '.join(sorted(kinds - {odd.dtype}))}")
+    if problems:
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise InputError(f"{checkpoint.folder} does not fit its config.json:\n  " + "\n  ".join(problems[:20]) + more)

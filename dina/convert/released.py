@@ -1,0 +1,207 @@
+"""A folder of safetensors shards with an index, as model hubs store checkpoints: read tensor by tensor, written tensor by tensor.
+
+Shards are memory-mapped one at a time and closed before the next is opened, so a process holds little more than the
+tensor at hand. Source of the layout: reference/backbone.md §1.5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import struct
+from collections.abc import Iterator
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from dina.config import InputError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """Where a tensor is and what it is; `dtype` is the file's own name of it."""
+
+    name: str
+    shard: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        """Raises InputError for anything but floats."""
+        if self.dtype not in DTYPES:
+            raise InputError(f"{self.shard}: tensor {self.name} has dtype {self.dtype}; weights are one of {', '.join(DTYPES)}")
+        return DTYPES[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.numpy_dtype.itemsize
+
+
+class Released:
+    """A checkpoint folder.
+
+    Raises InputError naming the file (and tensor): no index, an index that is no index, a missing or truncated shard, a
+    tensor that the index names and its shard lacks, or one that a shard holds and the index lacks.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        listed = _index(folder)
+        self.shards = tuple(sorted(set(listed.values())))
+        self.tensors: dict[str, Tensor] = {}
+        for shard in self.shards:
+            with self.open(shard) as file:
+                for name in file.keys():
+                    piece = file.get_slice(name)
+                    self.tensors[name] = Tensor(name, shard, tuple(piece.get_shape()), piece.get_dtype())
+        for name, shard in listed.items():
+            if name not in self.tensors or self.tensors[name].shard != shard:
+                raise InputError(f"{folder / shard}: lacks tensor {name}, which {INDEX} places there")
+        unlisted = sorted(set(self.tensors) - set(listed))
+        if unlisted:
+            first = self.tensors[unlisted[0]]
+            raise InputError(f"{folder / first.shard}: holds tensor {first.name}, which {INDEX} does not list ({len(unlisted)} such)")
+
+    @contextlib.contextmanager
+    def open(self, shard: str) -> Iterator:
+        """A shard's memory-mapped reader. Raises InputError for a damaged one."""
+        path = self.folder / shard
+        if not path.exists():
+            raise InputError(f"{path} is missing, although {INDEX} names it")
+        try:
+            file = safetensors.safe_open(path, "numpy")
+        except Exception as error:  # the reader's own error type, or what the system says
+            raise InputError(f"{path} is truncated or no safetensors file ({error})") from None
+        with file as opened:
+            yield opened
+
+    def in_shard(self, shard: str) -> list[Tensor]:
+        """Its tensors."""
+        return [tensor for tensor in self.tensors.values() if tensor.shard == shard]
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, copied out of its shard. Raises InputError for an unknown name."""
+        if name not in self.tensors:
+            raise InputError(f"{self.folder}: no tensor {name}")
+        with self.open(self.tensors[name].shard) as file:
+            return file.get_tensor(name)
+
+    def config(self) -> dict:
+        """Its config.json. Raises InputError if that is missing or no JSON."""
+        return _json(self.folder / "config.json")
+
+
+def _json(path: pathlib.Path) -> dict:
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no JSON ({error})") from None
+
+
+def _index(folder: pathlib.Path) -> dict[str, str]:
+    """Tensor name -> shard."""
+    if (folder / INDEX).exists():
+        listed = _json(folder / INDEX).get("weight_map")
+        if not isinstance(listed, dict) or not listed:
+            raise InputError(f"{folder / INDEX} has no weight_map")
+        return listed
+    single = folder / SINGLE
+    if not single.exists():
+        raise InputError(f"{folder} holds neither {INDEX} nor {SINGLE}")
+    try:
+        with safetensors.safe_open(single, "numpy") as file:
+            return {name: SINGLE for name in file.keys()}
+    except Exception as error:
+        raise InputError(f"{single} is truncated or no safetensors file ({error})") from None
+
+
+class Writer:
+    """Writes a checkpoint folder shard by shard; nothing but the tensor at hand is in memory.
+
+    Shards are written under temporary names and the index last, so that a folder with an index is whole.
+
+    Args:
+        folder: created; must not hold an index yet.
+        tensors: name -> (shape, dtype as numpy has it), in the order in which `add` will give them.
+        shard_bytes: a shard is closed before it grows beyond this.
+    """
+
+    def __init__(self, folder: pathlib.Path, tensors: dict[str, tuple[tuple[int, ...], np.dtype]], shard_bytes: int):
+        if (folder / INDEX).exists():
+            raise InputError(f"{folder} already holds a checkpoint; choose an empty folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.tensors = folder, tensors
+        self.groups = _group(tensors, shard_bytes)
+        self._opens = {group[0]: i for i, group in enumerate(self.groups)}
+        self._file, self._left, self._number = None, [], 0
+
+    def shard_name(self, number: int) -> str:
+        """File name of shard `number`, from 0."""
+        return f"model-{number + 1:05d}-of-{len(self.groups):05d}.safetensors"
+
+    def add(self, name: str, array: np.ndarray) -> None:
+        """The next tensor. Raises ValueError if it is not the expected one or has another shape or dtype."""
+        if not self._left:
+            self._number = self._opens[name]
+            self._left = list(self.groups[self._number])
+            self._file = (self.folder / (self.shard_name(self._number) + ".part")).open("wb")
+            self._file.write(_header({n: self.tensors[n] for n in self._left}))
+        shape, dtype = self.tensors[name]
+        if self._left[0] != name or tuple(array.shape) != tuple(shape) or array.dtype != dtype:
+            raise ValueError(f"expected {self._left[0]} {shape} {dtype}, got {name} {array.shape} {array.dtype}")
+        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        self._left.pop(0)
+        if not self._left:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            path = self.folder / self.shard_name(self._number)
+            path.with_name(path.name + ".part").replace(path)
+
+    def finish(self) -> None:
+        """Writes the index. Raises ValueError if tensors are missing."""
+        missing = [name for i, group in enumerate(self.groups) for name in group if not (self.folder / self.shard_name(i)).exists()]
+        if missing:
+            raise ValueError(f"{len(missing)} tensors were not written, first {missing[0]}")
+        total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.tensors.values())
+        listed = {name: self.shard_name(i) for i, group in enumerate(self.groups) for name in group}
+        part = self.folder / (INDEX + ".part")
+        part.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": listed}, indent=1))
+        part.replace(self.folder / INDEX)
+
+
+def _group(tensors: dict[str, tuple[tuple[int, ...], np.dtype]], limit: int) -> list[list[str]]:
+    groups, size = [[]], 0
+    for name, (shape, dtype) in tensors.items():
+        nbytes = math.prod(shape) * dtype.itemsize
+        if groups[-1] and size + nbytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += nbytes
+    return groups
+
+
+def _header(tensors: dict[str, tuple[tuple[int, ...], np.dtype]]) -> bytes:
+    """The safetensors header: its length, then names, shapes and offsets as JSON, padded with spaces to 8 bytes."""
+    names, offset, entries = {dtype: name for name, dtype in DTYPES.items()}, 0, {}
+    for name, (shape, dtype) in tensors.items():
+        end = offset + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text

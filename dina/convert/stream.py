@@ -1,0 +1,176 @@
+"""Released shards straight into an Orbax checkpoint and back, region by region.
+
+A stacked tensor of the full model is tens of gigabytes, so it is never built: Orbax is given placeholders, and a handler
+of its own writes each released tensor into its region of the array on disk, one chunk each, shard after shard. What is in
+memory is a few tensors at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+from etils import epath
+from orbax.checkpoint import type_handlers
+
+from dina.config import InputError
+from dina.convert.plan import Leaf
+from dina.convert.released import Released, Tensor
+from dina.convert.rules import Piece, check_shape
+from dina.optim import flatten, unflatten
+
+BLOCK_BYTES = 64 * 2**20  # a released tensor larger than this is copied in blocks of its first axis
+IN_FLIGHT = 4  # regions being written at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Placeholder:
+    """An array that the handler writes itself."""
+
+    leaf: Leaf
+    dtype: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole array."""
+        return self.leaf.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Of the whole array; Orbax budgets its own memory by it, which the stream does not use."""
+        return 0
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        """One released tensor, or a block of it, is one chunk, so that no write has to read first."""
+        piece = self.leaf.pieces[0]
+        lead = (1,) * len(piece.index)
+        own = self.shape[len(lead) :]
+        if not own:
+            return lead
+        rows = _block_rows(own, self.dtype)
+        return (*lead, min(rows, own[0]), *own[1:])
+
+
+def _block_rows(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return max(1, BLOCK_BYTES // max(1, math.prod(shape[1:]) * dtype.itemsize))
+
+
+class _Handler(type_handlers.NumpyHandler):
+    """Writes placeholders; reads like a NumPy array."""
+
+    def __init__(self, checkpoint: Released):
+        super().__init__()
+        self.checkpoint = checkpoint
+
+    async def serialize(self, values, infos, args=None):
+        args = args or [type_handlers.SaveArgs()] * len(values)
+        work = self._background_serialize(values, infos, args)
+        return [ocp.future.CommitFutureAwaitingContractedSignals(work, name="released")]
+
+    async def _background_serialize(self, values, infos, args=None):
+        targets: dict[str, tuple[Piece, Any, Placeholder]] = {}
+        stores: list[tuple[Placeholder, Any]] = []
+        for value, info, arg in zip(values, infos, args, strict=True):
+            await info.await_path_creation()
+            spec = type_handlers.get_json_tspec_write(
+                info, use_ocdbt=info.is_ocdbt_checkpoint, global_shape=value.shape, local_shape=value.chunk, dtype=value.dtype,
+                process_index=0 if info.is_ocdbt_checkpoint else None, arg=arg,
+            )  # fmt: skip
+            store = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
+            stores.append((value, store))
+            for piece in value.leaf.pieces:
+                targets[piece.name] = (piece, store, value)
+        for shard in self.checkpoint.shards:
+            wanted = [tensor for tensor in self.checkpoint.in_shard(shard) if tensor.name in targets]
+            if not wanted:
+                continue
+            with self.checkpoint.open(shard) as file:
+                pending: list[Any] = []
+                for tensor in wanted:
+                    for region, array in _regions(targets[tensor.name], tensor, file):
+                        pending.append(targets[tensor.name][1][region].write(array))
+                        if len(pending) >= IN_FLIGHT:
+                            await pending.pop(0)
+                # The arrays are views of the mapped shard, which closes now.
+                await asyncio.gather(*pending)
+        for value, store in stores:
+            for region in _untouched(value):
+                await store[region].write(np.zeros(store[region].shape, value.dtype))
+
+
+def _untouched(value: Placeholder) -> list[tuple[slice, ...]]:
+    """Chunks that hold padding only: a chunk that was never written reads as an error."""
+    touched = np.zeros([-(-n // c) for n, c in zip(value.shape, value.chunk, strict=True)], bool)
+    for piece in value.leaf.pieces:
+        whole = [slice(i, i + 1) if isinstance(i, int) else i for i in piece.slices]
+        touched[tuple(slice(s.start // c, -(-s.stop // c)) for s, c in zip(whole, value.chunk, strict=True))] = True
+    return [tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(at, value.chunk, value.shape, strict=True))
+            for at in np.argwhere(~touched).tolist()]
+
+
+def _regions(target, tensor: Tensor, file) -> Iterator[tuple[tuple, np.ndarray]]:
+    """(region of ours, content) of one released tensor; large ones in the blocks that ours is chunked in."""
+    piece, _, value = target
+    rows = value.chunk[len(piece.index)] if tensor.shape else 0
+    if not _same_layout(piece) or piece.start % max(rows, 1) or tensor.shape[0] <= rows:
+        yield piece.slices, np.ascontiguousarray(piece.to_ours(check_shape(piece, file.get_tensor(tensor.name))))
+        return
+    view = file.get_slice(tensor.name)
+    for start in range(0, tensor.shape[0], rows):
+        stop = min(start + rows, tensor.shape[0])
+        yield (*piece.index, slice(piece.start + start, piece.start + stop)), view[start:stop]
+
+
+def _same_layout(piece: Piece) -> bool:
+    left, right = (side.split() for side in piece.axes.split("->"))
+    return bool(left) and left == right
+
+
+def write(folder: pathlib.Path, checkpoint: Released, leaves: Mapping[str, Leaf]) -> None:
+    """Saves all leaves as the Orbax tree {'params': …, 'stats': …, 'carried': …}; atomic as any Orbax save."""
+    tree = {path: Placeholder(leaf, checkpoint.tensors[leaf.pieces[0].name].numpy_dtype) for path, leaf in leaves.items()}
+    # Orbax keeps its array metadata only if it knows how to write a jax.Array, though there is none here.
+    registry = type_handlers.create_type_handler_registry((Placeholder, _Handler(checkpoint)), (jax.Array, type_handlers.ArrayHandler()))
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+    with ocp.Checkpointer(handler) as writer:
+        writer.save(folder.absolute(), args=ocp.args.PyTreeSave(unflatten(tree)), force=True)
+
+
+class Stored:
+    """Arrays of an Orbax checkpoint, opened but not read. Raises InputError if there is none at `folder`."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder.absolute()
+        if not (self.folder / "_METADATA").exists():
+            raise InputError(f"{folder} is no finished checkpoint")
+        with ocp.StandardCheckpointer() as reader:
+            tree = reader.metadata(self.folder).item_metadata.tree
+        self.shapes = {path: (tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in flatten(tree).items()}
+        self._ocdbt = type_handlers.is_ocdbt_checkpoint(self.folder)
+        self._context = type_handlers.get_ts_context(use_ocdbt=self._ocdbt)
+        self._open: dict[str, Any] = {}
+
+    def region(self, path: str, index: tuple) -> np.ndarray:
+        """One region of one array."""
+        if path not in self._open:
+            name = path.replace("/", ".")
+            info = type_handlers.ParamInfo(name=name, parent_dir=epath.Path(self.folder), is_ocdbt_checkpoint=self._ocdbt, ts_context=self._context)
+            spec = type_handlers.get_json_tspec_read(info, use_ocdbt=self._ocdbt)
+            self._open[path] = ts.open(ts.Spec(spec), open=True, context=self._context).result()
+        return self._open[path][index].read().result()
+
+
+def released_tensors(stored: Stored, leaves: Mapping[str, Leaf]) -> Iterator[tuple[str, np.ndarray]]:
+    """Every released tensor, one at a time, in the leaves' order."""
+    for path, leaf in leaves.items():
+        for piece in leaf.pieces:
+            yield piece.name, np.ascontiguousarray(piece.to_theirs(stored.region(path, piece.slices)))

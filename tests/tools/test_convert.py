@@ -1,0 +1,187 @@
+"""tools.convert: a released checkpoint goes in and comes out bit by bit; what does not fit is named and leaves nothing behind."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from dina import checkpoint
+from dina import model as model_lib
+from dina.config import InputError
+from dina.convert import plan
+from dina.convert.released import INDEX, Released
+from tests.convert import synthetic
+from tools import convert
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("released")
+    synthetic.write(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(released, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("work")
+    assert convert.main(["import", "--checkpoint", str(released), "--workdir", str(workdir)]) == 0
+    return workdir
+
+
+@pytest.fixture
+def copy(released, tmp_path):
+    return shutil.copytree(released, tmp_path / "copy")
+
+
+def attempt(folder, tmp_path, *more):
+    try:
+        return convert.main(["import", "--checkpoint", str(folder), "--workdir", str(tmp_path / "w"), *more])
+    finally:
+        assert (tmp_path / "w").exists() == (tmp_path / "w" / "released" / "stage.json").exists()
+
+
+def test_export_of_an_import_is_equal_bit_by_bit(released, imported, tmp_path, capsys):
+    out = tmp_path / "out"
+    convert.main(["export", "--workdir", str(imported), "--out", str(out), "--shard-gb", "2e-4"])
+    assert len(Released(out).shards) > 3
+    assert convert.main(["verify", "--checkpoint", str(released), "--against", str(out)]) == 0
+    assert f"all {len(synthetic.tensors())} tensors are equal" in capsys.readouterr().out
+    assert (out / "tokenizer.json").exists() and json.loads((out / "config.json").read_text()) == synthetic.SMALL
+
+
+def test_imported_parts_are_what_the_model_runs_on(released, imported):
+    record = checkpoint.finished(imported / "released")
+    made = plan.make(Released(released))
+    assert json.loads(json.dumps(made.config.to_dict())) == record["model"]
+    model = model_lib.build(made.config, made.vocabulary)
+    parts = {"params": list(model_lib.PARTS), "stats": ["backbone"]}
+    found = checkpoint.result(imported / "released", parts)
+    wanted = jax.eval_shape(lambda: model_lib.init(model, jax.random.key(0)))
+    assert jax.tree.map(lambda a: a.shape, found) == jax.tree.map(lambda a: a.shape, wanted)
+    kernel = found["params"]["lm_head"]["kernel"]
+    assert kernel.dtype == ml_dtypes.bfloat16 and found["params"]["backbone"]["layers"]["experts"]["router"]["classifier"].dtype == np.float32
+    source = Released(released)
+    np.testing.assert_array_equal(kernel[:, : made.vocabulary.classes].T, source.read("lm_head.weight"))
+    assert not kernel[:, made.vocabulary.classes :].any() and kernel.shape[1] > made.vocabulary.classes
+
+
+def test_a_later_stage_is_exported_with_what_the_import_carries(released, imported, tmp_path):
+    later = imported / "later"
+    later.mkdir()
+    parts = checkpoint.result(imported / "released", {"params": ["lm_head"], "stats": []})
+    changed = jax.tree.map(lambda x: x.astype(np.float32) + 1, parts)
+    checkpoint.finish(later, changed, {"identity": "x"})
+    convert.main(["export", "--workdir", str(imported), "--stage", "later", "--out", str(tmp_path / "out")])
+    ours, theirs = Released(tmp_path / "out"), Released(released)
+    different = [n for n in theirs.tensors if not np.array_equal(ours.read(n).view(np.uint8), theirs.read(n).view(np.uint8))]
+    assert different == ["lm_head.weight"]
+    want = (theirs.read("lm_head.weight").astype(np.float32) + 1).astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(ours.read("lm_head.weight"), want)
+
+
+def test_parts_need_only_themselves(copy, tmp_path):
+    index = json.loads((copy / INDEX).read_text())
+    kept = {n: s for n, s in index["weight_map"].items() if "layers" in n and n.startswith("model.") or n == "model.norm.weight"}
+    arrays = {n: Released(copy).read(n) for n in kept}
+    for path in copy.glob("model*"):
+        path.unlink()
+    safetensors.numpy.save_file(arrays, copy / "model.safetensors")
+    with pytest.raises(InputError, match="missing"):
+        attempt(copy, tmp_path)
+    assert attempt(copy, tmp_path, "--parts", "backbone") == 0
+    found = checkpoint.result(tmp_path / "w" / "released")
+    assert set(found["params"]) == {"backbone"} and set(found["stats"]) == {"backbone"}
+    with pytest.raises(InputError, match="part of a released checkpoint 'backbones' does not exist"):
+        convert.main(["import", "--checkpoint", str(copy), "--workdir", str(tmp_path / "v"), "--parts", "backbones"])
+
+
+def test_tokenizers_alone_are_carried(released, tmp_path):
+    assert attempt(released, tmp_path, "--parts", "audio_tokenizer,visual_tokenizer") == 0
+    assert checkpoint.finished(tmp_path / "w" / "released")["model"] is None
+    convert.main(["export", "--workdir", str(tmp_path / "w"), "--out", str(tmp_path / "out")])
+    assert set(Released(tmp_path / "out").tensors) == set(synthetic.OTHERS)
+
+
+def edit(folder, name, change):
+    """Rewrites one tensor of its shard; None drops it."""
+    shard = json.loads((folder / INDEX).read_text())["weight_map"][name]
+    arrays = safetensors.numpy.load_file(folder / shard)
+    new = change(arrays.pop(name))
+    safetensors.numpy.save_file(arrays | ({} if new is None else {name: new}), folder / shard)
+    return shard
+
+
+NORM = "model.layers.1.input_layernorm.0.weight"
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda x: None, "lacks tensor " + NORM),
+    (lambda x: x[:-1], NORM + r" in .* has shape \[63\], config.json asks for \[64\]"),
+    (lambda x: x.astype(np.float32), NORM + " in .* has dtype F32, others of .*input_norm_0/scale have BF16"),
+    (lambda x: x.astype(np.int32), NORM + " in .* has dtype I32; weights are one of"),
+])  # fmt: skip
+def test_a_wrong_tensor_is_named(copy, tmp_path, change, message):
+    edit(copy, NORM, change)
+    with pytest.raises(InputError, match=message):
+        attempt(copy, tmp_path)
+
+
+def test_a_router_that_lost_its_precision_is_named(copy, tmp_path):
+    for layer in (0, 1):
+        edit(copy, f"model.layers.{layer}.mlp.router.classifier.weight", lambda x: x.astype(ml_dtypes.bfloat16))
+    with pytest.raises(InputError, match="router.classifier.weight in .* has dtype BF16, it must be F32"):
+        attempt(copy, tmp_path)
+
+
+def test_unknown_and_unlisted_tensors_are_named(copy, tmp_path):
+    index = json.loads((copy / INDEX).read_text())
+    shard = edit(copy, NORM, lambda x: x)
+    arrays = safetensors.numpy.load_file(copy / shard)
+    safetensors.numpy.save_file(arrays | {"model.mtp.thing": np.zeros(3, np.float32)}, copy / shard)
+    with pytest.raises(InputError, match="holds tensor model.mtp.thing, which"):
+        attempt(copy, tmp_path)
+    index["weight_map"]["model.mtp.thing"] = shard
+    (copy / INDEX).write_text(json.dumps(index))
+    with pytest.raises(InputError, match=f"unknown model.mtp.thing in {shard}"):
+        attempt(copy, tmp_path)
+
+
+def test_damaged_files_are_named(copy, tmp_path):
+    shard = sorted(copy.glob("model-*"))[2]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-10])
+    with pytest.raises(InputError, match=f"{shard.name} is truncated or no safetensors file"):
+        attempt(copy, tmp_path)
+    shard.unlink()
+    with pytest.raises(InputError, match=f"{shard.name} is missing, although"):
+        attempt(copy, tmp_path)
+    shard.write_bytes(whole)
+    (copy / INDEX).write_text("{")
+    with pytest.raises(InputError, match=f"{INDEX} is no JSON"):
+        attempt(copy, tmp_path)
+    (copy / INDEX).unlink()
+    with pytest.raises(InputError, match=f"holds neither {INDEX} nor model.safetensors"):
+        attempt(copy, tmp_path)
+    (copy / "config.json").unlink()
+
+
+def test_nothing_is_overwritten(released, imported, tmp_path):
+    with pytest.raises(InputError, match="already holds an import"):
+        convert.main(["import", "--checkpoint", str(released), "--workdir", str(imported)])
+    with pytest.raises(InputError, match="already holds a checkpoint"):
+        convert.main(["export", "--workdir", str(imported), "--out", str(released)])
+    with pytest.raises(InputError, match="holds no import"):
+        convert.main(["export", "--workdir", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+
+
+def test_large_tensors_are_copied_in_blocks(released, imported, tmp_path, monkeypatch):
+    monkeypatch.setattr("dina.convert.stream.BLOCK_BYTES", 4096)
+    assert attempt(released, tmp_path) == 0
+    small, large = (checkpoint.result(w / "released") for w in (tmp_path / "w", imported))
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), small, large))

@@ -1,0 +1,166 @@
+"""What all benchmarks share: the peer's process, interleaved timing, medians, ratios, and how fast the machine is itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from dina.config import InputError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One case of a benchmark.
+
+    Attributes:
+        name: of the case.
+        ours: runs once and returns a result that `jax.block_until_ready` takes.
+        peer: name of the peer's workload in `peer.py`.
+        config: for it.
+        tensors: its weights and inputs, in the peer's names.
+        amount: units of work in a run, for rates.
+        check: raises if the two results differ.
+        flops, bytes: arithmetic and memory traffic that the work needs at least, for the floor.
+    """
+
+    name: str
+    ours: Callable[[], Any]
+    peer: str
+    config: dict
+    tensors: dict[str, np.ndarray]
+    amount: float
+    check: Callable[[np.ndarray, np.ndarray], None]
+    flops: float = 0.0
+    bytes: float = 0.0
+
+
+class Peer:
+    """A child process with the peer's interpreter."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [peer_python(), str(pathlib.Path(__file__).with_name("peer.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        )  # fmt: skip
+
+    def ask(self, **command: Any) -> dict:
+        """One command and its answer. Raises RuntimeError if the peer died."""
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the peer ended with code {self.process.wait()}; its message is above")
+        return json.loads(line)
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+def peer_python() -> str:
+    """The interpreter that has torch: this one, or the one that `make peers` made. Raises InputError without either."""
+    if importlib.util.find_spec("torch"):
+        return sys.executable
+    other = ROOT / ".peers" / "bin" / "python"
+    if other.exists():
+        return str(other)
+    raise InputError("no peer to measure: this interpreter has no torch and there is no .peers; run `make peers` or install the extra `bench`")
+
+
+def compare(workload: Workload, rounds: int, warm: int = 1) -> dict:
+    """Runs ours and the peer in turn, the peer with one thread and with all, and keeps the peer's better median.
+
+    Returns:
+        name, ours and peer (median seconds), their samples, floor (seconds), and versions.
+    """
+    machine = [Machine.measure()]
+    ours, threads = [], sorted({1, os.cpu_count() or 1})
+    peers: dict[int, list[float]] = {n: [] for n in threads}
+    with tempfile.TemporaryDirectory() as folder, Peer() as peer:
+        weights = pathlib.Path(folder) / "weights.safetensors"
+        safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in workload.tensors.items()}, weights)
+        versions = peer.ask(setup=workload.peer, config=workload.config, weights=str(weights))
+        for _ in range(warm):
+            result = jax.block_until_ready(workload.ours())
+            peer.ask(run=True)
+        peer.ask(result=str(weights))
+        workload.check(np.asarray(result), safetensors.numpy.load_file(weights)["result"])
+        for _ in range(rounds):
+            start = time.perf_counter()
+            jax.block_until_ready(workload.ours())
+            ours.append(time.perf_counter() - start)
+            for n in threads:
+                peers[n].append(peer.ask(threads=n, run=True)["seconds"])
+        machine.append(Machine.measure())
+    best = min(peers, key=lambda n: statistics.median(peers[n]))
+    floor = min(m.seconds(workload.flops, workload.bytes) for m in machine)
+    return {
+        "case": workload.name, "ours": statistics.median(ours), "peer": statistics.median(peers[best]), "floor": floor,
+        "amount": workload.amount, "peer_threads": best, "samples": {"ours": ours, "peer": {str(n): s for n, s in peers.items()}},
+        "peer_version": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
+    }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What this machine does at best with nothing around it."""
+
+    flops: float
+    bandwidth: float
+
+    @classmethod
+    def measure(cls) -> "Machine":
+        """FLOP/s of a square float32 product, and bytes/s of summing an array that no cache holds; best of five."""
+        a = jnp.ones((1024, 1024), jnp.float32)
+        big = jnp.ones(64 * 2**20, jnp.float32)
+        product = _best(jax.jit(lambda x: x @ x), a)
+        reading = _best(jax.jit(jnp.sum), big)
+        return cls(2 * 1024**3 / product, big.nbytes / reading)
+
+    def seconds(self, flops: float, bytes_: float) -> float:
+        """The larger of both times."""
+        return max(flops / self.flops, bytes_ / self.bandwidth)
+
+
+def _best(f, x) -> float:
+    jax.block_until_ready(f(x))
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(f(x))
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def machine_name() -> str:
+    """The device and, on a CPU, its model and number of cores."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return device.device_kind
+    model = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0] if names else model
+    return f"{model}, {os.cpu_count()} cores"

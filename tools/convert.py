@@ -1,0 +1,137 @@
+"""Released checkpoints in and out: `python -m tools.convert import|export|verify`.
+
+    import --checkpoint DIR --workdir W [--parts backbone,embed]   released safetensors -> W/released, a finished stage
+    export --workdir W [--stage NAME] --out DIR                    that stage -> released names, layouts and dtypes
+    verify --checkpoint DIR [--against DIR2]                       names, shapes, dtypes; bit by bit against another
+
+An experiment takes an imported part by `init_from: {"backbone": "released"}`. Memory stays at a few tensors whatever the
+size of the checkpoint. Bad input: exit code 2, naming file and tensor, and nothing is left half-written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+
+from dina import checkpoint as checkpoint_lib
+from dina.config import InputError, run_main
+from dina.convert import plan, stream
+from dina.convert.released import Released, Writer
+
+STAGE = "released"
+CARRIED_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json", "chat_template.jinja")
+SHARD_BYTES = 10 * 10**9
+
+
+def import_(args: argparse.Namespace) -> int:
+    """Reads a released checkpoint into a finished stage of a workdir."""
+    folder = args.workdir / STAGE
+    if (folder / "stage.json").exists():
+        raise InputError(f"{folder} already holds an import; delete it, or choose another --workdir")
+    released = Released(args.checkpoint)
+    made = plan.make(released, tuple(filter(None, args.parts.split(","))))
+    folder.mkdir(parents=True, exist_ok=True)
+    stream.write(folder / "result", released, made.leaves)
+    files = [name for name in CARRIED_FILES if (args.checkpoint / name).exists()]
+    for name in files:
+        shutil.copyfile(args.checkpoint / name, folder / name)
+    record = {
+        "identity": STAGE, "stage": STAGE, "source": str(args.checkpoint), "parts": args.parts, "files": files, "jax": jax.__version__,
+        "model": made.config.to_dict() if made.config else None, "vocabulary": dataclasses.asdict(made.vocabulary) if made.vocabulary else None,
+        "joint_rows": released.tensors[plan.JOINT].shape[0] if plan.JOINT in released.tensors else 0,
+    }  # fmt: skip
+    checkpoint_lib.write_record(folder, record)
+    count = sum(len(leaf.pieces) for leaf in made.leaves.values())
+    print(f"{count} tensors of {args.checkpoint} in {len(made.leaves)} arrays of {folder}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    """Writes a stage under released names."""
+    source, origin = args.workdir / args.stage, args.workdir / STAGE
+    record = checkpoint_lib.finished(origin)
+    if record is None:
+        raise InputError(f"{origin} holds no import; its config and the tensors that are carried along are needed for an export")
+    stored = {STAGE: stream.Stored(origin / "result")}
+    leaves = plan.remember(record, {path: shape for path, (shape, _) in stored[STAGE].shapes.items()})
+    stored[args.stage] = stored[STAGE] if args.stage == STAGE else stream.Stored(source / "result")
+    holder = {path: args.stage if path in stored[args.stage].shapes else STAGE for path in leaves}
+    for path, leaf in leaves.items():
+        found = stored[holder[path]].shapes[path][0]
+        if found != leaf.shape:
+            raise InputError(f"stage {args.stage!r}: {path} has shape {list(found)}, the import had {list(leaf.shape)}")
+    dtypes = {path: stored[STAGE].shapes[path][1] for path in leaves}
+    tensors = {piece.name: (piece.shape, dtypes[path]) for path, leaf in leaves.items() for piece in leaf.pieces}
+    writer = Writer(args.out, tensors, int(args.shard_gb * 10**9))
+    for path, leaf in leaves.items():
+        for name, array in stream.released_tensors(stored[holder[path]], {path: leaf}):
+            writer.add(name, array.astype(dtypes[path]))
+    for name in record["files"]:
+        shutil.copyfile(origin / name, args.out / name)
+    writer.finish()
+    print(f"{len(tensors)} tensors in {len(writer.groups)} shards of {args.out}")
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Accounts for every tensor of a checkpoint, and compares it with another one's bits."""
+    released = Released(args.checkpoint)
+    made = plan.make(released)
+    families = collections.Counter(path.split("/")[1] for path, leaf in made.leaves.items() for _ in leaf.pieces)
+    for family, count in sorted(families.items()):
+        print(f"{family:<20} {count:>6} tensors")
+    if args.against is None:
+        return 0
+    other, different = Released(args.against), []
+    names = sorted(set(released.tensors) | set(other.tensors))
+    for name in names:
+        ours, theirs = released.tensors.get(name), other.tensors.get(name)
+        if ours is None or theirs is None:
+            different.append(f"{name}: only in {args.checkpoint if theirs is None else args.against}")
+        elif (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+            different.append(f"{name}: {ours.dtype} {list(ours.shape)} and {theirs.dtype} {list(theirs.shape)}")
+        elif not _same_bits(released.read(name), other.read(name)):
+            different.append(f"{name}: other values")
+    print("\n".join(different[:20]) if different else f"all {len(names)} tensors are equal, bit by bit")
+    if len(different) > 20:
+        print(f"and {len(different) - 20} more")
+    return 1 if different else 0
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    # As bytes, so that a NaN equals itself; one-dimensional, because a scalar has no bytes view.
+    return np.array_equal(np.atleast_1d(a).view(np.uint8), np.atleast_1d(b).view(np.uint8))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one of the commands."""
+    parser = argparse.ArgumentParser(prog="python -m tools.convert", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("import")
+    one.add_argument("--checkpoint", type=pathlib.Path, required=True)
+    one.add_argument("--workdir", type=pathlib.Path, required=True)
+    one.add_argument("--parts", default="", help=f"comma list of {', '.join(plan.PARTS)}; default all")
+    one.set_defaults(run=import_)
+    one = commands.add_parser("export")
+    one.add_argument("--workdir", type=pathlib.Path, required=True)
+    one.add_argument("--stage", default=STAGE)
+    one.add_argument("--out", type=pathlib.Path, required=True)
+    one.add_argument("--shard-gb", type=float, default=SHARD_BYTES / 10**9)
+    one.set_defaults(run=export)
+    one = commands.add_parser("verify")
+    one.add_argument("--checkpoint", type=pathlib.Path, required=True)
+    one.add_argument("--against", type=pathlib.Path)
+    one.set_defaults(run=verify)
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+if __name__ == "__main__":
+    run_main(main)
