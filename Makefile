@@ -5,7 +5,7 @@ RUN := runs/demo
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: setup test slow demo smoke lock clean
+.PHONY: setup test slow demo smoke peers lock clean
 
 setup: .venv/.installed
 
@@ -29,9 +29,14 @@ demo: setup
 smoke: setup
 	$(PY) -m dina.train --config=experiments/digits.py:smoke --workdir=runs/smoke
 
+# What tools.bench measures beside us, in an environment of its own: torch has other Pythons and other pins than we have.
+peers:
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet torch==2.13.0 "transformers>=5" safetensors
+
 lock: setup
 	.uv/bin/uv pip compile pyproject.toml --python .venv/bin/python --extra judges --extra test --upgrade \
 	  --no-emit-index-url --no-annotate --no-header --quiet -o requirements.lock
 
 clean:
-	rm -rf .venv .uv runs
+	rm -rf .venv .uv .peers runs

@@ -1,6 +1,6 @@
 """Benchmarks: `python -m tools.bench NAME [--json FILE] [--rounds N]`.
 
-NAME: lm_forward (time, lower is better), lm_decode, ngram, depth_head (rates, higher is better). Ours and the peer run
+NAME: lm_forward (time, lower is better), lm_decode, ngram, depth_head, import (rates, higher is better). Ours and the peer run
 in turn in one process tree; medians and their ratio are printed with the samples' spread and the machine's own floor.
 """
 
@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable
 
 from dina.config import check_name, run_main
-from tools.bench import harness, lm, small
+from tools.bench import harness, importing, lm, small
 
 # name -> (workloads, unit, what `ratio` divides, rounds)
 BENCHES: dict[str, tuple[list[Callable[[], harness.Workload]], str, str, int]] = {
@@ -25,6 +25,8 @@ BENCHES: dict[str, tuple[list[Callable[[], harness.Workload]], str, str, int]] =
 
 def run(name: str, rounds: int | None = None) -> dict:
     """All cases of one benchmark as the JSON that DESIGN §6 describes; numbers are one per case where there are several."""
+    if name == "import":
+        return importing.run(rounds)
     workloads, unit, kind, default = BENCHES[name]
     found = [harness.compare(make(), rounds or default) for make in workloads]
     value = lambda row, key: row[key] if kind == "time" else row["amount"] / row[key]
@@ -45,10 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
     parser.add_argument("--rounds", type=int)
     args = parser.parse_args(argv)
-    check_name(args.name, BENCHES, "benchmark")
+    check_name(args.name, (*BENCHES, "import"), "benchmark")
     result = run(args.name, args.rounds)
-    for key in ("name", "machine", "peer_version", "unit", "ours", "peer", "floor", "ratio"):
-        print(f"{key:>13}: {result[key]}")
+    for key, value in result.items():
+        if key != "samples":
+            print(f"{key:>18}: {value}")
     if args.json:
         args.json.write_text(json.dumps(result, indent=1))
     return 0

@@ -1,0 +1,97 @@
+"""Import of a synthetic released checkpoint of real widths against copying the same bytes to new files with fsync."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from dina.backbone.config import DepthConfig
+from dina.convert.released import Released, Writer
+from tests.convert import synthetic
+from tools.bench import harness
+
+# Real widths and names with fewer layers, experts and n-gram rows: 9.4 GB.
+CONFIG = {
+    "num_layers": 2, "hidden_size": 3072, "vocab_size": 282624, "text_vocab_size": 131072, "text_vocab_plus_multimodal_special_token_size": 131125,
+    "num_attention_heads": 32, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+    "ffn_hidden_size": 6144, "n_routed_experts": 64, "zero_expert_num": 32, "moe_topk": 12, "expert_ffn_hidden_size": 1024,
+    "routed_scaling_factor": 6.0, "rope_theta": 1e7, "rms_norm_eps": 1e-5, "ngram_vocab_size_ratio": 3, "emb_neighbor_num": 4,
+    "emb_split_num": 4, "visual_embedding_layer_intermediate_size": 8192, "eos_token_id": 2,
+}  # fmt: skip
+AUDIO, VISUAL = (8192, 4096, 2048, *(1024,) * 5), (16384,) * 8
+HEAD = DepthConfig(width=2048, layers=1, heads=16, ffn_scale=16)
+SHARD_BYTES = 2 * 10**9
+CHILD = """
+import resource, sys
+from tools import convert
+if len(sys.argv) > 1:
+    convert.main(sys.argv[1:])
+print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def run(rounds: int | None = None) -> dict:
+    """Rates in GB/s of both, interleaved, and the peak memory of the import over that of a process that only starts."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("DINA_BENCH_DIR")) as name:
+        folder = pathlib.Path(name)
+        _write(folder / "released")
+        source = Released(folder / "released")
+        total = sum(tensor.nbytes for tensor in source.tensors.values())
+        ours, peer, peaks = [], [], []
+        start, base = _child([])
+        for _ in range(rounds or 3):
+            peer.append(_copy(folder / "released", folder / "copy"))
+            seconds, peak = _child(["import", "--checkpoint", str(folder / "released"), "--workdir", str(folder / "work")])
+            ours.append(seconds - start)  # what Python and JAX take to load is not the import
+            peaks.append(peak - base)
+            shutil.rmtree(folder / "work")
+    shard = max(sum(t.nbytes for t in source.in_shard(s)) for s in source.shards)
+    stacked = CONFIG["num_layers"] * CONFIG["n_routed_experts"] * CONFIG["hidden_size"] * CONFIG["expert_ffn_hidden_size"] * 2
+    tables = 12 * CONFIG["ngram_vocab_size_ratio"] * CONFIG["text_vocab_size"] * CONFIG["hidden_size"] // 12 * 2
+    mine, theirs = total / 1e9 / statistics.median(ours), total / 1e9 / statistics.median(peer)
+    return {
+        "name": "import", "ours": mine, "peer": theirs, "ratio": mine / theirs, "floor": theirs, "peer_version": "file copy with fsync",
+        "unit": "GB/s", "samples": {"ours": ours, "peer": peer, "peak_bytes": peaks}, "machine": harness.machine_name(),
+        "gigabytes": total / 1e9, "peak_memory_ratio": max(peaks) / max(shard, stacked, tables),
+        "largest_gigabytes": max(shard, stacked, tables) / 1e9,
+    }  # fmt: skip
+
+
+def _write(folder: pathlib.Path) -> None:
+    """Random bits repeat every 32 MiB: what is compressed or deduplicated nowhere here need not be drawn anew."""
+    listed = synthetic.tensors(CONFIG, audio=AUDIO, visual=VISUAL, head=HEAD)
+    writer = Writer(folder, listed, SHARD_BYTES)
+    noise = np.random.default_rng(0).standard_normal(2**23, np.float32)
+    for name, (shape, dtype) in listed.items():
+        writer.add(name, np.resize(noise.astype(dtype), shape))
+    writer.finish()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+
+
+def _copy(source: pathlib.Path, target: pathlib.Path) -> float:
+    start = time.perf_counter()
+    target.mkdir()
+    for path in source.iterdir():
+        with path.open("rb") as read, (target / path.name).open("wb") as write:
+            shutil.copyfileobj(read, write, 16 * 2**20)
+            write.flush()
+            os.fsync(write.fileno())
+    seconds = time.perf_counter() - start
+    shutil.rmtree(target)
+    return seconds
+
+
+def _child(arguments: list[str]) -> tuple[float, int]:
+    """(seconds of the whole process, its peak resident bytes)."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", CHILD, *arguments], cwd=harness.ROOT, capture_output=True, text=True, check=True)
+    return time.perf_counter() - start, int(done.stdout.split("PEAK ")[1])
