@@ -1,7 +1,8 @@
 """Three equal ways to run real experts on the tokens that chose them; identity experts and padding never come here.
 
 'dense' runs every expert on every token and masks: the truth. 'gather' moves chosen tokens into one bounded buffer
-per expert and sends what does not fit through 'dense', so no token is ever lost. 'ragged' sorts the
+per expert and sends what does not fit through 'dense', so no token is ever lost; a handful of tokens, as in decoding,
+read the chosen experts only. 'ragged' sorts the
 (token, expert) pairs by expert and multiplies row groups (`lax.ragged_dot`; on some TPU generations that compiles to
 a dense loop over experts, reference/tpu.md §4).
 
@@ -86,6 +87,8 @@ def gather(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK, axes: tuple[
     The buffers are outside the conditional, so that its backward pass keeps nothing but the branch's inputs.
     """
     rows = capacity(cfg, len(u_ND))
+    if rows == len(u_ND):  # so few tokens that reading weights is all the cost: only those that somebody chose
+        return few(cfg, w, u_ND, key_NK, weight_NK), jnp.int32(0)
     order_P, start_E, count_E = sort_pairs(cfg.real, key_NK)
     plan = buffer_plan(rows, key_NK, order_P, start_E, count_E)
     x_ECD = spread(u_ND, plan.token_Q, plan.row_NK).reshape(cfg.real, rows, -1)
@@ -95,9 +98,6 @@ def gather(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK, axes: tuple[
     y_ND = combine(y_ECD.reshape(cfg.real * rows, -1), weight_NK, plan)
     spilled_NK = (plan.row_NK < 0) & (key_NK < cfg.real)
     overflow = jnp.sum(spilled_NK, dtype=jnp.int32)
-    if rows == len(u_ND):  # every buffer holds every token
-        return y_ND, overflow
-
     @jax.checkpoint  # keeps only the branch's inputs for its backward pass
     def slow(w, u_ND, weight_NK):
         return dense(cfg, w, u_ND, key_NK, weight_NK)[0]
@@ -108,6 +108,25 @@ def gather(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK, axes: tuple[
 
     some = sharding.psum(overflow, axes) > 0
     return y_ND + jax.lax.cond(some, slow, nothing, w, u_ND, jnp.where(spilled_NK, weight_NK, 0.0)), overflow
+
+
+def few(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK):
+    """Each chosen expert once, on all of a few tokens; experts that nobody chose are not read."""
+    key_P = jnp.sort(key_NK.reshape(-1))
+    first_P = (key_P < cfg.real) & (key_P != jnp.concatenate([jnp.full(1, -1, key_P.dtype), key_P[:-1]]))
+
+    def chosen(u_ND, key):
+        gate_DF, up_DF, down_FD = (jax.lax.dynamic_index_in_dim(x, key, keepdims=False) for x in w)
+        hidden_NF = (jax.nn.silu((u_ND @ gate_DF).astype(jnp.float32)) * (u_ND @ up_DF)).astype(u_ND.dtype)
+        weight_N = jnp.sum(jnp.where(key_NK == key, weight_NK, 0.0), -1)
+        return weight_N[:, None] * (hidden_NF @ down_FD).astype(jnp.float32)
+
+    @jax.checkpoint
+    def one(sum_ND, at):
+        key, first = at
+        return sum_ND + jax.lax.cond(first, chosen, lambda u_ND, _: jnp.zeros(u_ND.shape, jnp.float32), u_ND, key), None
+
+    return jax.lax.scan(one, jnp.zeros(u_ND.shape, jnp.float32), (key_P, first_P))[0]
 
 
 def ragged(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK):

@@ -96,9 +96,23 @@ def init_history(cfg: NgramConfig, batch: int) -> Int[Array, "B H"]:
     return jnp.full((batch, cfg.order - 1), ABSENT, jnp.int32)
 
 
-def next_history(history_BH: Int[Array, "B H"], ids_BS: Int[Array, "B S"]) -> Int[Array, "B H"]:
-    """The decode state after `ids_BS` (as passed to the embedding; left padding must be -1)."""
-    return jnp.concatenate([history_BH, ids_BS.astype(jnp.int32)], 1)[:, ids_BS.shape[1] :]
+def next_history(history_BH: Int[Array, "B H"], ids_BS: Int[Array, "B S"], segment_BS: Int[Array, "B S"]) -> Int[Array, "B H"]:
+    """The decode state after `ids_BS` (as passed to the embedding); a row of padding alone keeps its state."""
+    return follow(history_BH, ids_BS.astype(jnp.int32), left_padding(segment_BS))[:, ids_BS.shape[1] :]
+
+
+def left_padding(segment_BS: Int[Array, "B S"]) -> Int[Array, " B"]:
+    """How many positions stand before a row's first document."""
+    return jnp.sum(jnp.cumsum(segment_BS > 0, 1) == 0, 1, dtype=jnp.int32)
+
+
+def follow(history_BH: Int[Array, "B H"], ids_BS: Int[Array, "B S"], pads_B: Int[Array, " B"]) -> Int[Array, "B HS"]:
+    """History and ids in one row each, the history right before the first id that is no left padding."""
+    before, length = history_BH.shape[1], ids_BS.shape[1]
+    place = jnp.arange(before + length)[None] - pads_B[:, None]
+    own = jnp.take_along_axis(history_BH, jnp.clip(place, 0, before - 1), 1)
+    ids = jnp.concatenate([jnp.full_like(history_BH, ABSENT), ids_BS], 1)
+    return jnp.where(place < 0, ABSENT, jnp.where(place < before, own, ids))
 
 
 def is_special(ids: Int[Array, "..."], specials: tuple[int, ...]) -> Bool[Array, "..."]:
@@ -119,9 +133,11 @@ def contexts(cfg: NgramConfig, specials: tuple[int, ...], ids_BS, segment_BS, hi
     """
     length, ids_BS = ids_BS.shape[1], ids_BS.astype(jnp.int32)
     history_BH = init_history(cfg, len(ids_BS)) if history_BH is None else history_BH
-    all_ids = jnp.concatenate([history_BH, ids_BS], 1)
+    pads_B = left_padding(segment_BS)
+    all_ids = follow(history_BH, ids_BS, pads_B)
     # History belongs to the first position's document; where that is not so it must be -1.
-    all_segments = jnp.concatenate([jnp.broadcast_to(segment_BS[:, :1], history_BH.shape), segment_BS], 1)
+    first_B1 = jnp.take_along_axis(segment_BS, jnp.minimum(pads_B, length - 1)[:, None], 1)
+    all_segments = follow(jnp.broadcast_to(first_B1, history_BH.shape), segment_BS, pads_B)
     special = is_special(all_ids, specials)
     clean = jnp.where(special | (all_ids < 0), 0, all_ids)
     ends = {"hf": (clean == 0) | (clean == cfg.eos), "oe": clean == cfg.eos, "serving": special | (all_ids < 0)}[cfg.variant]

@@ -14,7 +14,7 @@ from dina import model as model_lib
 from dina.config import InputError
 from dina.decode import generate, guidance, sampling
 from dina.decode.prompts import Prompt
-from dina.grammar import Document, Image, Speech, Text, decode
+from dina.grammar import Document, Image, Speech, Text, decode, encode
 from dina.grammar import rules
 
 HEADS = ("text", "visual", "audio")
@@ -102,6 +102,7 @@ class Generator:
         prompt_step, reply_step: prompt and reply lengths are rounded up to a multiple; few values, few programs.
         unconditional: variant of the silent prompt, see guidance.py.
         order: order of the sampling filters, see sampling.py.
+        prefill_chunk: prompts are read in pieces of so many positions, see `generate.run`.
     """
 
     def __init__(
@@ -114,19 +115,28 @@ class Generator:
         reply_step: int = 32,
         unconditional: str = "suffix",
         order: str = "joint",
+        prefill_chunk: int = 0,
     ):
         self.model, self.params, self.stats = model, params, stats
         self.rows, self.prompt_step, self.reply_step = max(rows, 2), prompt_step, reply_step
-        self.unconditional, self.order = unconditional, order
+        self.unconditional, self.order, self.chunk = unconditional, order, prefill_chunk
 
-    def __call__(self, requests: Sequence[Request]) -> list[Reply]:
-        """Answers all requests, in their order.
+    def read(self, document: Document) -> generate.Prefix:
+        """Reads what many prompts begin with, once; `__call__` takes the result."""
+        arrays = encode(document, self.model.vocabulary)
+        return generate.read_prefix(self.model, self.params, self.stats, {name: x[None] for name, x in arrays.items()}, self.chunk)
+
+    def __call__(self, requests: Sequence[Request], prefix: generate.Prefix | None = None) -> list[Reply]:
+        """Answers all requests, in their order; with `prefix`, as if every prompt began with it.
 
         Raises:
-            InputError: a seed out of range; a sampling setting that does not exist or is out of range; a delay, budget or stop likewise.
+            InputError: a guided request that continues a prefix where the silent prompt is not 'suffix', which has not read it;
+                a seed out of range; a sampling setting that does not exist or is out of range; a delay, budget or stop likewise.
         """
         for request in requests:
             check(request)
+            if prefix is not None and request.guided and self.unconditional != "suffix":
+                raise InputError(f"a prefix and unconditional prompt {self.unconditional!r} do not go together: only 'suffix' leaves the prefix out")
         # Neighbours of equal lengths waste the fewest positions; the number keeps the order fixed.
         order = sorted(range(len(requests)), key=lambda i: (requests[i].longest(), len(requests[i].prompt), i))
         replies: list[Reply | None] = [None] * len(requests)
@@ -135,17 +145,18 @@ class Generator:
             while order and used + 1 + requests[order[0]].guided <= self.rows:
                 used += 1 + requests[order[0]].guided
                 batch.append(order.pop(0))
-            for number, reply in zip(batch, self._answer([requests[i] for i in batch]), strict=True):
+            for number, reply in zip(batch, self._answer([requests[i] for i in batch], prefix), strict=True):
                 replies[number] = reply
         return replies
 
-    def _answer(self, requests: Sequence[Request]) -> list[Reply]:
+    def _answer(self, requests: Sequence[Request], prefix: generate.Prefix | None) -> list[Reply]:
         """One compiled call."""
         voc = self.model.vocabulary
         length = _round_up(max(request.longest() for request in requests), self.reply_step)
         prompt, plan = self.batch(requests, self.rows)
         steps = np.int32(max(request.longest() for request in requests))
-        out = jax.device_get(generate.run(self.model, self.params, self.stats, prompt, plan, steps, length, self.order))
+        made = generate.run(self.model, self.params, self.stats, prompt, plan, steps, length, self.order, prefix, self.chunk)
+        out = jax.device_get(made)
         return [self._read(voc, request, out, row) for row, request in enumerate(requests)]
 
     def batch(self, requests: Sequence[Request], rows: int) -> tuple[dict[str, np.ndarray], generate.Plan]:

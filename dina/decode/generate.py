@@ -94,7 +94,31 @@ class Loop:
     out: dict[str, Array]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "length", "order"))
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """What many prompts begin with, read once; arrays of one row.
+
+    Attributes:
+        cache: the trunk's, as long as the prefix.
+        history_RH: n-gram state behind it.
+    """
+
+    cache: Cache
+    history_RH: Int[Array, "1 H"]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "chunk"))
+def read_prefix(model: model_lib.Model, params: Any, stats: Any, prefix: dict[str, Array], chunk: int = 0) -> Prefix:
+    """Reads a prefix: tokens, transcript [1, P], codes [1, P, L], without padding; `chunk` as of `run`."""
+    arrays = prefix | {"segment": jnp.ones_like(prefix["tokens"])}
+    width = prefix["tokens"].shape[1]
+    history_RH = ngram.init_history(model.ngram, 1)
+    _, cache, history_RH = _read(model, params, stats, arrays, history_RH, init_cache(model.trunk, 1, width), 0, jnp.zeros(1, jnp.int32), chunk)
+    return Prefix(cache, history_RH)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "length", "order", "chunk"))
 def run(
     model: model_lib.Model,
     params: Any,
@@ -104,6 +128,8 @@ def run(
     steps: Int[Array, ""],
     length: int,
     order: str = "joint",
+    prefix: Prefix | None = None,
+    chunk: int = 0,
 ) -> dict[str, Array]:
     """Generates until every row is done or `steps` positions are made.
 
@@ -116,6 +142,8 @@ def run(
         steps: at most `length`; traced, so that it never recompiles.
         length: T.
         order: order of the sampling filters.
+        prefix: what stands before every prompt but those of unconditional rows, from `read_prefix`.
+        chunk: prompts are read in pieces of so many positions, so that attention never holds more queries; 0: at once.
 
     Returns:
         tokens, transcript [R, T], codes [R, T, L] and valid [R, T]: the reply's positions.
@@ -129,19 +157,17 @@ def run(
     def body(loop: Loop):
         return _step(model, params, stats, plan, key_R, choices_2V, order, loop)
 
-    return jax.lax.while_loop(more, body, _prefill(model, params, stats, prompt, plan, length)).out
+    return jax.lax.while_loop(more, body, _prefill(model, params, stats, prompt, plan, length, prefix, chunk)).out
 
 
-def _prefill(model, params, stats, prompt, plan: Plan, length: int) -> Loop:
+def _prefill(model, params, stats, prompt, plan: Plan, length: int, prefix: Prefix | None, chunk: int) -> Loop:
     """Reads the prompts."""
     voc = model.vocabulary
     rows, width = prompt["tokens"].shape
     valid_RP = prompt["segment"] > 0
-    position_RP = jnp.maximum(jnp.cumsum(valid_RP, 1) - 1, 0).astype(jnp.int32)
-    cache = init_cache(model.trunk, rows, width + length)
-    history_RH = ngram.init_history(model.ngram, rows)
-    h_RD, cache, history_RH = _forward(model, params, stats, prompt, position_RP, history_RH, cache, 0)
     pair_R = plan.image_pairs.cond_R
+    cache, history_RH, before_R, first = _behind(model, prefix, pair_R, width + length)
+    h_RD, cache, history_RH = _read(model, params, stats, prompt, history_RH, cache, first, before_R, chunk)
     grid = plan.grid_R2[:, 0], plan.grid_R2[:, 1]
     said = prompt["tokens"], prompt["transcript"], valid_RP
     read = rules.initial_state(voc, *said, plan.delay_R, grid, plan.limit_R)
@@ -155,7 +181,7 @@ def _prefill(model, params, stats, prompt, plan: Plan, length: int) -> Loop:
         h_RD=h_RD,
         cache=cache,
         history_RH=history_RH,
-        position_R=position_RP[:, -1],
+        position_R=before_R + jnp.sum(valid_RP, 1, dtype=jnp.int32) - 1,
         segment_R=prompt["segment"][:, -1],
         grammar=state,
         text_R=jnp.zeros(rows, jnp.int32),
@@ -173,6 +199,41 @@ def _prefill(model, params, stats, prompt, plan: Plan, length: int) -> Loop:
     )
 
 
+def _behind(model, prefix: Prefix | None, pair_R, length: int):
+    """(cache, n-gram history, positions before the prompt, first free slot) of rows that continue `prefix`."""
+    rows = len(pair_R)
+    if prefix is None:
+        return init_cache(model.trunk, rows, length), ngram.init_history(model.ngram, rows), jnp.zeros(rows, jnp.int32), 0
+    first = prefix.cache.segment_BT.shape[1]
+    # An unconditional row has not read it.
+    told_R = pair_R == jnp.arange(rows)
+    wide = lambda x: jnp.pad(jnp.repeat(x, rows, axis=2), [(0, 0)] * 3 + [(0, length), (0, 0)])
+    segment_RT = jnp.pad(told_R[:, None] * prefix.cache.segment_BT, [(0, 0), (0, length)])
+    cache = Cache(wide(prefix.cache.latent_L2BTC), wide(prefix.cache.key_L2BTR), segment_RT)
+    history_RH = jnp.where(told_R[:, None], prefix.history_RH, ngram.ABSENT)
+    return cache, history_RH, told_R * jnp.int32(first), first
+
+
+def _read(model, params, stats, prompt, history_RH, cache: Cache, slot: int, before_R, chunk: int):
+    """(last hidden state, cache, n-gram history) after left-padded prompts, read in pieces of `chunk` positions."""
+    width, valid_RP = prompt["tokens"].shape[1], prompt["segment"] > 0
+    arrays = prompt | {"position": before_R[:, None] + jnp.maximum(jnp.cumsum(valid_RP, 1) - 1, 0).astype(jnp.int32)}
+    chunk = min(chunk, width) or width
+    count, rest = divmod(width, chunk)
+
+    def read(carry, piece):
+        _, cache, history_RH, slot = carry
+        h_RD, cache, history_RH = _forward(model, params, stats, piece, piece["position"], history_RH, cache, slot)
+        return (h_RD, cache, history_RH, slot + piece["tokens"].shape[1]), None
+
+    carry = jnp.zeros((len(before_R), model.trunk.width), jnp.dtype(model.trunk.dtype)), cache, history_RH, jnp.int32(slot)
+    if rest:  # the shorter piece first: with luck it is padding
+        carry, _ = read(carry, {name: x[:, :rest] for name, x in arrays.items()})
+    pieces = {name: jnp.swapaxes(x[:, rest:].reshape(len(before_R), count, chunk, *x.shape[2:]), 0, 1) for name, x in arrays.items()}
+    (h_RD, cache, history_RH, _), _ = jax.lax.scan(read, carry, pieces)
+    return h_RD, cache, history_RH
+
+
 def _forward(model, params, stats, inputs, position_RS, history_RH, cache: Cache, slot):
     """(last hidden state, cache, n-gram history) after new positions of every row."""
     names = ("tokens", "transcript", "codes", "segment")
@@ -182,7 +243,7 @@ def _forward(model, params, stats, inputs, position_RS, history_RH, cache: Cache
         {"params": params["backbone"]}, x_RSD.astype(jnp.dtype(model.trunk.dtype)), position_RS, inputs["segment"],
         stats["backbone"]["router_bias"], cache=cache, slot=slot,
     )  # fmt: skip
-    return out.h_BSD[:, -1], out.cache, ngram.next_history(history_RH, ids_RS)
+    return out.h_BSD[:, -1], out.cache, ngram.next_history(history_RH, ids_RS, inputs["segment"])
 
 
 def _step(model, params, stats, plan: Plan, key_R, choices_2V, order: str, loop: Loop) -> Loop:

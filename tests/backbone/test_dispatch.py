@@ -97,3 +97,19 @@ def test_one_shard_overflowing_alone_changes_nothing(axes):
 def test_capacity_never_exceeds_the_tokens():
     assert dispatch.capacity(CFG, 3) == 3
     assert dispatch.capacity(CFG, 64) == 32
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_handful_of_tokens_reads_chosen_experts_only_and_changes_nothing(count):
+    w, u, expert, weight = tokens(0.0, count + 1)
+    u, expert, weight = u[1:], expert[1:], weight[1:]  # the first is padding
+    (_, (y, overflow)), gradient = value_and_gradient("gather", w, u, expert, weight)
+    assert dispatch.capacity(CFG, count) == count and int(overflow) == 0
+    np.testing.assert_allclose(y, by_hand(w, u, expert, weight), atol=1e-5)
+    unused = sorted(set(range(CFG.real)) - set(np.asarray(expert)[np.asarray(weight) != 0].tolist()))
+    broken = dispatch.Experts(*(x.at[np.array(unused, int)].set(np.nan) for x in w))
+    np.testing.assert_array_equal(dispatch.run(CFG, broken, u, expert, weight)[0], dispatch.run(CFG, w, u, expert, weight)[0])
+    expected = value_and_gradient("dense", w, u, expert, weight)[1]
+    np.testing.assert_allclose(gradient[1], expected[1], atol=2e-5)
+    for ours, theirs in zip(gradient[0], expected[0], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)

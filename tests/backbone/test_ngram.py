@@ -60,7 +60,7 @@ def test_decoding_one_id_at_a_time_equals_the_whole(variant):
     for step in range(ids.shape[1]):
         now = ids[:, step : step + 1]
         parts.append(embed(now, None, history))
-        history = ngram.next_history(history, now)
+        history = ngram.next_history(history, now, np.ones_like(now))
     np.testing.assert_allclose(np.concatenate(parts, 1), embed(ids), atol=1e-6)
 
 
@@ -80,3 +80,18 @@ def test_absent_text_is_zero_and_cuts_history():
     out = np.asarray(embed(np.array([[5, 6, -1, 7]], np.int32)))
     assert np.all(out[0, 2] == 0)
     np.testing.assert_allclose(out[0, 3], np.asarray(embed(np.array([[7]], np.int32)))[0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["hf", "oe", "serving"])
+@pytest.mark.parametrize("pads", [1, 4])
+def test_history_reaches_over_left_padding(variant, pads):
+    module, embed, data = golden(variant)
+    ids = data["input_ids"].astype(np.int32)
+    first, rest = ids[:, :8], ids[:, 8:]
+    history = ngram.next_history(ngram.init_history(module.cfg, len(ids)), first, np.ones_like(first))
+    padded = np.pad(rest, ((0, 0), (pads, 0)), constant_values=-1)
+    segment = (np.arange(padded.shape[1]) >= pads) * np.ones_like(padded)
+    np.testing.assert_allclose(embed(padded, segment, history)[:, pads:], embed(ids)[:, 8:], atol=1e-6)
+    after = ngram.next_history(history, padded[:, : pads + 1], segment[:, : pads + 1])
+    np.testing.assert_array_equal(after, ids[:, 9 - module.cfg.order + 1 : 9])
+    np.testing.assert_array_equal(ngram.next_history(history, padded[:, :pads], segment[:, :pads]), history)

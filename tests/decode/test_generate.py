@@ -1,5 +1,6 @@
 """Generation: equal to teacher forcing, streams of the right shape, rows that do not depend on their company."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from dina import model as model_lib
+from dina.config import InputError
 from dina.decode import batching, prompts
 from dina.grammar import Speech, Text, encode, rules
 from dina.heads import depth
@@ -210,3 +212,42 @@ def test_the_repetition_penalty_spreads_choices():
 def test_wrong_requests_are_named(fields, match):
     with pytest.raises(Exception, match=match):
         _ask(_paint(**fields))
+
+
+def _mixed():
+    return [_paint(1), _speak(2, 1), _write(3), _hear(4), _paint(5, (1, 2), image_guidance=3.0)]
+
+
+def _equal(replies, others):
+    for reply, other in zip(replies, others, strict=True):
+        np.testing.assert_array_equal(reply.tokens_T, other.tokens_T)
+        np.testing.assert_array_equal(reply.codes_TL, other.codes_TL)
+
+
+def test_prompts_read_in_pieces_give_the_same_replies():
+    variables = tiny.variables()
+    pieces = batching.Generator(tiny.model(), variables["params"], variables["stats"], rows=8, prefill_chunk=7)
+    _equal(pieces(_mixed()), _ask(*_mixed()))
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_a_prefix_read_once_equals_prompts_that_begin_with_it(chunk):
+    variables = tiny.variables()
+    # Ends in the middle of the history of the next word, and holds a picture.
+    before = (Text((V.user, 5, 6)), prompts.shown(np.array([[1, 2, 3], [0, 4, 1]]), (1, 2)), Text((7, V.assistant, 9, 8, V.eos)), Text((11, 12)))
+    shared = batching.Generator(tiny.model(), variables["params"], variables["stats"], rows=8, prefill_chunk=chunk)
+
+    def with_prefix(request):
+        document = (*before, *request.prompt.document)
+        prompt = prompts.Prompt(V, document, request.prompt.opening, request.prompt.reply, request.prompt.grid)
+        return batching.Request(**{f.name: getattr(request, f.name) for f in dataclasses.fields(request)} | {"prompt": prompt})
+
+    plain = [batching.Request(prompts.plain(V, (9, 5)), number=6, text=GREEDY, max_text=8)]
+    requests = [*_mixed(), *plain]
+    replies = shared(requests, shared.read(before))
+    _equal(replies, _ask(*map(with_prefix, requests)))
+    assert any((a.tokens_T.shape != b.tokens_T.shape) or (a.tokens_T != b.tokens_T).any() or (a.codes_TL != b.codes_TL).any()
+               for a, b in zip(replies, _ask(*requests)))  # fmt: skip
+    other = batching.Generator(tiny.model(), variables["params"], variables["stats"], rows=8, unconditional="zeroed")
+    with pytest.raises(InputError, match="only 'suffix' leaves the prefix out"):
+        other([_paint(image_guidance=2.0)], other.read(before))

@@ -75,5 +75,5 @@ def run(case: Case) -> None:
     case.compare_ids("serving_ngram_row_ids_plain", serving.rows(ids[:1])[0][0])
     # The decode state; the case keeps the newest id's row of one more column than decoding needs.
     width = case.golden("pv_input_ids_after").shape[1]
-    history = np.asarray(ngram.next_history(jnp.full((len(ids), width), ngram.ABSENT), jnp.asarray(ids)))
+    history = np.asarray(ngram.next_history(jnp.full((len(ids), width), ngram.ABSENT), jnp.asarray(ids), jnp.ones_like(ids)))
     case.compare_ids("pv_input_ids_after", np.where(ngram.is_special(history, oe.specials) | (history < 0), 0, history))
