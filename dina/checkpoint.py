@@ -17,6 +17,10 @@ import orbax.checkpoint as ocp
 from dina.config import InputError
 
 
+# Of a finished stage's arrays: an export reads region by region, and a chunk is decoded whole.
+CHUNK_BYTES = 64 * 2**20
+
+
 class Checkpoints:
     """The checkpoints of one stage folder.
 
@@ -72,8 +76,9 @@ def check_identity(folder: pathlib.Path, found: str, wanted: str) -> None:
 # ----------------------------------------------------------------------------------------------- finished stages
 def finish(folder: pathlib.Path, variables: Any, record: dict) -> None:
     """Writes the stage's result, the variables that later stages take over, and then its `stage.json`."""
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), variables)
     with ocp.StandardCheckpointer() as writer:
-        writer.save((folder / "result").absolute(), variables, force=True)
+        writer.save((folder / "result").absolute(), variables, save_args=chunks, force=True)
     write_record(folder, record)
 
 
@@ -111,15 +116,18 @@ def result(folder: pathlib.Path, parts: dict[str, list[str]] | None = None) -> A
     """
     if finished(folder) is None:
         raise InputError(f"stage {folder.name!r} is not finished in {folder.parent}: run dina.train for it first")
-    with ocp.StandardCheckpointer() as reader:
-        path = (folder / "result").absolute()
+    path = (folder / "result").absolute()
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(path).item_metadata.tree
+        kept = {kind: {part: sub for part, sub in tree.get(kind, {}).items() if parts is None or part in parts.get(kind, ())}
+                for kind in (tree if parts is None else parts)}  # fmt: skip
+        missing = [part for kind in parts or () for part in parts[kind] if part not in kept[kind]]
+        if missing:
+            raise InputError(f"stage {folder.name!r} has no part {missing}; it has {sorted(tree.get('params', {}))}")
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), tree)
-        variables = jax.device_get(reader.restore(path, abstract))
-    if parts is None:
-        return variables
-    missing = [part for kind in parts for part in parts[kind] if part not in variables[kind]]
-    if missing:
-        raise InputError(f"stage {folder.name!r} has no part {missing}; it has {sorted(variables['params'])}")
-    return {kind: {part: variables[kind][part] for part in parts[kind]} for kind in parts}
+        some = {kind: found for kind, found in kept.items() if found}
+        if not some:
+            return kept
+        abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), some)
+        args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True)
+        return kept | jax.device_get(reader.restore(path, args=args))

@@ -85,14 +85,14 @@ class Embed(nn.Module):
         """
         voc = self.vocabulary
         table_RD = self.param("table", _table_init(voc), (voc.padded_rows, self.width), jnp.float32)
-        ids_BS = text_ids(voc, tokens_BS, transcript_BS, segment_BS, self.ngram.blank)
-        word_BSD = jnp.take(table_RD, jnp.maximum(ids_BS, 0), axis=0)
         text = NgramEmbedding(self.ngram, voc.text, voc.special_ids, name="ngram")
-        # The 'oe' code embeds a transcript as a text of its own; in the others the special before it ends the history.
-        own_BS = segment_BS * 2 + in_speech(voc, tokens_BS) if self.ngram.variant == "oe" else segment_BS
-        x_BSD = text(ids_BS, own_BS, word_BSD, history_BH)
-        begins_BS = (tokens_BS == voc.audiotext_start) & (segment_BS > 0)
-        x_BSD = x_BSD + jnp.where(begins_BS[..., None], table_RD[voc.audiotext_start], 0)
+        if self.ngram.variant == "oe":
+            x_BSD = _two_texts(voc, text, table_RD, tokens_BS, transcript_BS, segment_BS)
+        else:
+            ids_BS = text_ids(voc, tokens_BS, transcript_BS, segment_BS, self.ngram.blank)
+            x_BSD = text(ids_BS, segment_BS, _words(table_RD, ids_BS), history_BH)
+            begins_BS = (tokens_BS == voc.audiotext_start) & (segment_BS > 0)
+            x_BSD = x_BSD + jnp.where(begins_BS[..., None], table_RD[voc.audiotext_start], 0)
         image_BS, audio_BS = holds_codes(voc, tokens_BS, segment_BS)
         sum_BSD = level_sum(table_RD, code_rows(voc, codes_BSL, image_BS, audio_BS))
         x_BSD = x_BSD + jnp.where(audio_BS[..., None], sum_BSD, 0)
@@ -103,6 +103,29 @@ class Embed(nn.Module):
         place_BM = jnp.where(cell_index_BM < 0, length, cell_index_BM)  # past the end: reads zero, writes nothing
         v_BMD = block(sum_BSD.at[rows_B1, place_BM].get(mode="fill", fill_value=0))
         return x_BSD.at[rows_B1, place_BM].set(v_BMD.astype(x_BSD.dtype), mode="drop")
+
+
+def _words(table_RD, ids_BS):
+    return jnp.take(table_RD, jnp.maximum(ids_BS, 0), axis=0)
+
+
+def _two_texts(voc: Vocabulary, text: NgramEmbedding, table_RD, tokens_BS, transcript_BS, segment_BS):
+    """The 'oe' class embeds outer stream and transcript apart: each is hashed as one sequence, whatever stands between.
+
+    For whole sequences: a step of decoding would need both histories (that class cannot decode incrementally at all).
+    """
+    spoken_BS, inside_BS = in_speech(voc, tokens_BS), segment_BS > 0
+    holes_BS = (tokens_BS == voc.img_pad) | (tokens_BS == voc.audio_pad)
+    outer_BS = jnp.where(inside_BS, jnp.where(holes_BS, 0, tokens_BS), ABSENT)
+    outer_BSD = text(outer_BS, segment_BS, _words(table_RD, outer_BS))
+    outer_BSD = jnp.where((holes_BS | (tokens_BS == voc.audiotext_pad))[..., None], 0, outer_BSD)
+    word_BS = jnp.where(transcript_BS == voc.audiotext_pad, ABSENT, transcript_BS)
+    order_BS = jnp.argsort(~(spoken_BS & inside_BS), axis=1, stable=True)  # the words of all spans one after another
+    take = lambda x: jnp.take_along_axis(x, order_BS, 1)
+    words_BS = jnp.where(take(spoken_BS), take(word_BS), ABSENT)
+    words_BSD = text(words_BS, take(segment_BS), _words(table_RD, words_BS))
+    back_BSD = jnp.take_along_axis(words_BSD, jnp.argsort(order_BS, axis=1)[..., None], 1)
+    return outer_BSD + back_BSD
 
 
 def _table_init(voc: Vocabulary):

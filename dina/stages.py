@@ -88,7 +88,13 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
 
 
 def stage_identity(config: ml_collections.ConfigDict, name: str) -> str:
-    """Hash of all that the result of stage `name` depends on, the stages before it included."""
+    """Hash of all that the result of stage `name` depends on, the stages before it included.
+
+    A name under `config.imports` is a released checkpoint that tools.convert brought in; its identity stands there.
+    """
+    if name not in config.stages:
+        check_name(name, (*config.stages, *config.get("imports", {})), "stage or import")
+        return config.imports[name]
     stage = config.stages[name]
     sections = TASKS[stage.task][1]
     before = sorted({*stage.init_from.values(), *stage.after})
@@ -140,14 +146,18 @@ def initial_variables(config: ml_collections.ConfigDict, name: str, task: Task, 
     for part, source in config.stages[name].init_from.items():
         sources.setdefault(source, []).append(part)
     for source, parts in sources.items():
-        found = checkpoint.result(workdir / source)
-        for part in parts:
-            if part not in found["params"] or part not in variables["params"]:
-                raise InputError(f"stages.{name}.init_from names part {part!r}, which {source!r} or the task does not have")
-            for kind in ("params", "stats"):
-                if part in variables[kind]:
-                    _same_shapes(variables[kind][part], found[kind][part], f"{source}/{kind}/{part}")
-                    variables[kind][part] = found[kind][part]
+        strange = [part for part in parts if part not in variables["params"]]
+        if strange:
+            raise InputError(f"stages.{name}.init_from names part {strange[0]!r}, which the task does not have")
+        if source not in config.stages:
+            checkpoint.finished(workdir / source, stage_identity(config, source))  # refuses another import
+        wanted = {kind: [part for part in parts if part in variables[kind]] for kind in ("params", "stats")}
+        found = checkpoint.result(workdir / source, wanted)
+        for kind, names in wanted.items():
+            for part in names:
+                _same_shapes(variables[kind][part], found[kind][part], f"{source}/{kind}/{part}")
+                # An import holds what was released, bfloat16 mostly; what is trained keeps its own type.
+                variables[kind][part] = jax.tree.map(lambda new, own: new.astype(own.dtype), found[kind][part], variables[kind][part])
     return variables
 
 

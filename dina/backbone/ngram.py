@@ -65,9 +65,6 @@ class NgramEmbedding(nn.Module):
             (word + sum of table rows) / (T + 1); specials: the word row; id -1: zero.
         """
         cfg, width = self.cfg, word_BSD.shape[-1]
-        sizes = table_sizes(cfg, self.vocab)
-        if width % cfg.tables:
-            raise ValueError(f"n-gram: width {width} must be a multiple of the {cfg.tables} tables")
         stored = stored_rows(cfg, self.vocab)
         # A table's part starts with the spread of a word row drawn with the same `init_std`.
         table_TRW = self.param("table", nn.initializers.normal(cfg.init_std), (cfg.tables, stored, width // cfg.tables))

@@ -8,8 +8,12 @@ from typing import Any
 from dina.backbone.config import AttentionConfig, BackboneConfig, ExpertsConfig, NgramConfig
 from dina.config import InputError
 
-# The serving stack's n-gram configuration keys where they are absent (backbone.md §1.1).
-NGRAM_DEFAULTS = {"ngram_vocab_size_ratio": 78, "emb_neighbor_num": 4, "emb_split_num": 4}
+# Keys that change what is computed, and the values that our modules compute (backbone.md §1.1 to §1.4); absent is fine.
+REQUIRED: dict[str, tuple] = {
+    "rope_scaling": (None,), "norm_topk_prob": (False,), "mla_scale_q_lora": (True,), "mla_scale_kv_lora": (True,),
+    "zero_expert_type": ("identity",), "hidden_act": ("silu",), "attention_bias": (False,), "router_bias": (False,),
+    "tie_word_embeddings": (False,), "visual_embedding_layer_hidden_act": ("silu",),
+}  # fmt: skip
 # target_topk 8 of moe_topk 12 in the official fine-tuning code (backbone.md §7.3): two thirds of what a token chooses.
 REAL_SHARE = 2 / 3
 
@@ -21,13 +25,16 @@ def backbone(c: Mapping[str, Any], **settings: Any) -> BackboneConfig:
         c: the file's content.
         settings: further fields of `BackboneConfig`.
     """
+    for name, allowed in REQUIRED.items():
+        if name in c and c[name] not in allowed:
+            raise InputError(f"released config: {name} is {c[name]!r}; this code computes {' or '.join(map(repr, allowed))}")
     attention = AttentionConfig(
         heads=_get(c, "num_attention_heads"), q_rank=_get(c, "q_lora_rank"), kv_rank=_get(c, "kv_lora_rank"),
         nope=_get(c, "qk_nope_head_dim"), rope=_get(c, "qk_rope_head_dim"), v=_get(c, "v_head_dim"), theta=float(_get(c, "rope_theta")),
     )  # fmt: skip
     top_k = _get(c, "moe_topk")
     experts = ExpertsConfig(
-        real=_get(c, "n_routed_experts"), zero=c.get("zero_expert_num") or 0, top_k=top_k, hidden=_get(c, "expert_ffn_hidden_size"),
+        real=_get(c, "n_routed_experts"), zero=_get(c, "zero_expert_num"), top_k=top_k, hidden=_get(c, "expert_ffn_hidden_size"),
         scale=float(_get(c, "routed_scaling_factor")), target_top_k=REAL_SHARE * top_k, dispatch=settings.pop("dispatch", "gather"),
     )  # fmt: skip
     return BackboneConfig(
@@ -37,13 +44,17 @@ def backbone(c: Mapping[str, Any], **settings: Any) -> BackboneConfig:
 
 
 def ngram(c: Mapping[str, Any]) -> NgramConfig:
-    """The n-gram tables of a `config.json`, with the quirks that the released weights were trained under."""
-    get = lambda name: c.get(name, NGRAM_DEFAULTS[name])
-    return NgramConfig(order=get("emb_neighbor_num"), splits=get("emb_split_num"), ratio=get("ngram_vocab_size_ratio"),
-                       variant="hf", blank="row0", eos=c.get("eos_token_id") or 2)
+    """The n-gram tables of a `config.json`, with the quirks that the released weights were trained under.
+
+    No defaults: orders and splits of 4 and 4 make as many tables as 5 and 3, so that shapes would not tell them apart.
+    """
+    return NgramConfig(order=_get(c, "emb_neighbor_num"), splits=_get(c, "emb_split_num"), ratio=_get(c, "ngram_vocab_size_ratio"),
+                       variant="hf", blank="row0", eos=_get(c, "eos_token_id"))
 
 
-def _get(c: Mapping[str, Any], name: str) -> Any:
+def _get(c: Mapping[str, Any], name: str) -> int | float:
     if name not in c:
         raise InputError(f"released config: key {name!r} is missing")
+    if isinstance(c[name], bool) or not isinstance(c[name], int | float):
+        raise InputError(f"released config: key {name!r} is {c[name]!r}, not a number")
     return c[name]

@@ -68,13 +68,16 @@ def pre_buffer(prefix: str = "model.visual_tokenizer.visual_embedding_layer.pre_
     ]
 
 
-def depth_head(name: str) -> list[Rule]:
-    """A depth head; its feed-forward biases are stored but never used, and are carried along."""
+def depth_head(name: str, projection: str = "hidden_proj") -> list[Rule]:
+    """A depth head; its feed-forward biases are stored but never used, and are carried along.
+
+    `projection`: some copies call the audio head's `hidden_in_proj` (backbone.md §1.5).
+    """
     ours, theirs = f"params/{name}", f"{name}.transformer_layers.{{block}}"
     mine, attention = f"{ours}/layer_{{block}}", f"{theirs}.self_attention"
     rules = [
         Rule(f"{ours}/hidden_norm/scale", f"{name}.hidden_norm.weight", "d -> d"),
-        Rule(f"{ours}/hidden_proj", f"{name}.hidden_proj.weight", "W d -> d W"),
+        Rule(f"{ours}/hidden_proj", f"{name}.{projection}.weight", "W d -> d W"),
         Rule(f"{ours}/head_norm/scale", f"{name}.headnorm.weight", "W -> W"),
         Rule(f"{mine}/norm_1/scale", f"{theirs}.layernorm1.weight", "W -> W"),
         Rule(f"{mine}/norm_2/scale", f"{theirs}.layernorm2.weight", "W -> W"),

@@ -19,7 +19,7 @@ import ml_collections
 from dina import model as model_lib
 from dina.config import InputError, check_name
 from dina.convert import hf, language
-from dina.convert.released import DTYPES, Released, Tensor
+from dina.convert.released import DTYPES, FLOATS, Released, Tensor
 from dina.convert.rules import Piece, by_path, check_fit, pieces
 from dina.grammar.vocabulary import RELEASED_SPECIALS, Vocabulary, released
 from dina.optim import flatten
@@ -27,6 +27,10 @@ from dina.optim import flatten
 FAMILIES = {"visual_tokenizer": "model.visual_tokenizer.", "audio_tokenizer": "model.audio_tokenizer."}
 HEADS = ("visual_head", "audio_head")
 PRE_BUFFER = "model.visual_tokenizer.visual_embedding_layer."
+PROJECTIONS = ("hidden_proj", "hidden_in_proj")
+# Tensors of the release by family (backbone.md §1.5), asserted where config.json has its numbers.
+RELEASED_SIZES = {"hidden_size": 3072, "num_layers": 14, "n_routed_experts": 256, "vocab_size": 282624}
+RELEASED_COUNTS = {"model.audio_tokenizer.": 1740, "model.visual_tokenizer.": 425, "visual_head.": 71, "audio_head.": 71, "": 11143}
 PARTS = (*model_lib.PARTS, *FAMILIES)
 JOINT = "model.embed_tokens.weight"
 HEAD_SIZE = 128  # of a depth head's attention (backbone.md §4)
@@ -44,11 +48,16 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a checkpoint becomes; settings and vocabulary are None without any language part."""
+    """What a checkpoint becomes.
+
+    Settings and vocabulary are None without any language part; `projections` is what the checkpoint calls the first matrix
+    of each depth head.
+    """
 
     leaves: dict[str, Leaf]
     config: ml_collections.ConfigDict | None
     vocabulary: Vocabulary | None
+    projections: dict[str, str]
 
 
 def model_config(c: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: Collection[str] = PARTS):
@@ -69,7 +78,7 @@ def model_config(c: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: Col
     config.pre_buffer.hidden = c.get("visual_embedding_layer_intermediate_size", 8192)
     sizes = {"visual_head": released().visual, "audio_head": released().audio}
     for name in HEADS:
-        if name in parts or f"{name}.hidden_proj.weight" in tensors:
+        if name in parts or any(f"{name}.{projection}.weight" in tensors for projection in PROJECTIONS):
             head, sizes[name] = _head(name, tensors)
             config[name].update(head)
     text = c.get("text_vocab_size", 131072)
@@ -77,18 +86,31 @@ def model_config(c: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: Col
     specials = RELEASED_SPECIALS if classes - text == len(RELEASED_SPECIALS) else _some_specials(classes - text)
     rows = c.get("vocab_size", 0)
     vocabulary = Vocabulary(text, specials, sizes["audio_head"], sizes["visual_head"], multiple=1024)
+    if vocabulary.rows > rows and "embed" in parts:
+        raise InputError(f"released config: vocab_size is {rows}, but text, specials and codes need {vocabulary.rows} rows")
     if vocabulary.padded_rows < rows:
         vocabulary = dataclasses.replace(vocabulary, multiple=rows)
     return config, vocabulary
 
 
 def _head(name: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[int, ...]]:
-    width = _shape(tensors, f"{name}.hidden_proj.weight")[0]
-    layers = len([n for n in tensors if re.fullmatch(rf"{name}\.transformer_layers\.\d+\.layernorm1\.weight", n)])
-    levels = len([n for n in tensors if re.fullmatch(rf"{name}\.heads\.\d+\.bias", n)])
+    width = _shape(tensors, f"{name}.{_projection(name, tensors)}.weight")[0]
+    layers, levels = (_count(name, tensors, rule) for rule in (r"transformer_layers\.(\d+)\..*", r"heads\.(\d+)\..*"))
     hidden = _shape(tensors, f"{name}.transformer_layers.0.linear1.weight")[0]
     head = {"width": width, "layers": layers, "heads": width // HEAD_SIZE, "ffn_scale": hidden // width, "class_multiple": CLASS_MULTIPLE}
     return head, tuple(_shape(tensors, f"{name}.heads.{i}.bias")[0] - 1 for i in range(levels))
+
+
+def _count(name: str, tensors: Mapping[str, Tensor], rule: str) -> int:
+    found = {int(match[1]) for n in tensors if (match := re.fullmatch(rf"{name}\.{rule}", n))}
+    missing = sorted(set(range(max(found, default=0) + 1)) - found)
+    if missing:
+        raise InputError(f"released checkpoint: {name} lacks number {missing[0]} of {rule.split(chr(92))[0]}, it has {sorted(found)}")
+    return len(found)
+
+
+def _projection(name: str, tensors: Mapping[str, Tensor]) -> str:
+    return next((p for p in PROJECTIONS if f"{name}.{p}.weight" in tensors), PROJECTIONS[0])
 
 
 def _some_specials(count: int) -> tuple[str, ...]:
@@ -104,7 +126,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     return tensors[name].shape
 
 
-def tables(model: model_lib.Model, joint_rows: int) -> list[tuple]:
+def tables(model: model_lib.Model, joint_rows: int, projections: Mapping[str, str]) -> list[tuple]:
     """(rules, counts, sizes) of the whole language side."""
     trunk, voc, width = model.trunk, model.vocabulary, model.trunk.width
     found = [
@@ -115,7 +137,7 @@ def tables(model: model_lib.Model, joint_rows: int) -> list[tuple]:
         (language.pre_buffer(), {}, {"d": width, "b": model.embed.pre_buffer}),
     ]
     for name, head in (("visual_head", model.visual_head), ("audio_head", model.audio_head)):
-        found.append((language.depth_head(name), *language.depth_sizes(head.cfg, width, head.sizes)))
+        found.append((language.depth_head(name, projections[name]), *language.depth_sizes(head.cfg, width, head.sizes)))
     return found
 
 
@@ -133,16 +155,16 @@ def make(checkpoint: Released, parts: Collection[str] = ()) -> Plan:
     for part in parts:
         check_name(part, PARTS, "part of a released checkpoint")
     kept, leaves, config, vocabulary = set(parts or PARTS), {}, None, None
+    projections = {name: _projection(name, checkpoint.tensors) for name in HEADS}
     if kept & set(model_lib.PARTS):
         config, vocabulary = model_config(checkpoint.config(), checkpoint.tensors, kept)
-        rows = checkpoint.tensors[JOINT].shape[0] if JOINT in checkpoint.tensors else vocabulary.rows
-        leaves = _language(rows, config, vocabulary)
+        leaves = _language(checkpoint.config()["vocab_size"], config, vocabulary, projections)
     named = {piece.name for leaf in leaves.values() for piece in leaf.pieces}
     unnamed = {name: tensor.shape for name, tensor in checkpoint.tensors.items() if name not in named}
     leaves |= {leaf.path: leaf for leaf in map(_verbatim, unnamed, unnamed.values()) if leaf}
     leaves = {path: leaf for path, leaf in leaves.items() if path.split("/")[1] in kept}
     _account(checkpoint, leaves, whole=not parts)
-    return Plan(leaves, config, vocabulary)
+    return Plan(leaves, config, vocabulary, projections)
 
 
 def remember(record: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Leaf]:
@@ -155,7 +177,7 @@ def remember(record: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     leaves = {}
     if record["model"] is not None:
         fields = {name: _tuples(value) for name, value in record["vocabulary"].items()}
-        leaves = _language(record["joint_rows"], ml_collections.ConfigDict(record["model"]), Vocabulary(**fields))
+        leaves = _language(record["joint_rows"], ml_collections.ConfigDict(record["model"]), Vocabulary(**fields), record["projections"])
     carried = {path.split("/", 2)[2]: shape for path, shape in shapes.items() if path not in leaves}
     leaves |= {leaf.path: leaf for leaf in map(_verbatim, carried, carried.values()) if leaf}
     return {path: leaf for path, leaf in leaves.items() if path in shapes}
@@ -165,11 +187,11 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _language(rows: int, config: ml_collections.ConfigDict, vocabulary: Vocabulary) -> dict[str, Leaf]:
+def _language(rows: int, config: ml_collections.ConfigDict, vocabulary: Vocabulary, projections: Mapping[str, str]) -> dict[str, Leaf]:
     model = model_lib.build(config, vocabulary)
     abstract = jax.eval_shape(functools.partial(model_lib.init, model), jax.random.key(0))
     shapes = {path: leaf.shape for path, leaf in flatten(abstract).items()}
-    groups = by_path(piece for table in tables(model, rows) for piece in pieces(*table))
+    groups = by_path(piece for table in tables(model, rows, projections) for piece in pieces(*table))
     unfilled = sorted(set(shapes) - set(groups))
     if unfilled:
         raise ValueError(f"conversion tables name nothing for {unfilled}")
@@ -195,11 +217,13 @@ def _account(checkpoint: Released, leaves: Mapping[str, Leaf], whole: bool) -> N
     wanted = {piece.name: piece for leaf in leaves.values() for piece in leaf.pieces}
     problems = [f"missing {name} {list(wanted[name].shape)}" for name in sorted(set(wanted) - set(checkpoint.tensors))]
     if whole:
+        problems += _miscounted(checkpoint)
         problems += [f"unknown {name} in {checkpoint.tensors[name].shard}" for name in sorted(set(checkpoint.tensors) - set(wanted))]
     for name in sorted(set(wanted) & set(checkpoint.tensors)):
         tensor, piece = checkpoint.tensors[name], wanted[name]
-        if tensor.dtype not in DTYPES:
-            problems.append(f"{name} in {tensor.shard} has dtype {tensor.dtype}; weights are one of {', '.join(DTYPES)}")
+        allowed = DTYPES if piece.path.startswith("carried/") else FLOATS
+        if tensor.dtype not in allowed:
+            problems.append(f"{name} in {tensor.shard} has dtype {tensor.dtype}; known here: {', '.join(allowed)}")
         if tensor.shape != piece.shape:
             problems.append(f"{name} in {tensor.shard} has shape {list(tensor.shape)}, config.json asks for {list(piece.shape)}")
         if piece.exact and tensor.dtype != "F32":
@@ -214,3 +238,13 @@ def _account(checkpoint: Released, leaves: Mapping[str, Leaf], whole: bool) -> N
     if problems:
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise InputError(f"{checkpoint.folder} does not fit its config.json:\n  " + "\n  ".join(problems[:20]) + more)
+
+
+def _miscounted(checkpoint: Released) -> list[str]:
+    """Families of a checkpoint of the released size that have another number of tensors than the release."""
+    config = checkpoint.config()
+    if any(config.get(name) != value for name, value in RELEASED_SIZES.items()):
+        return []
+    counts = collections.Counter(next(p for p in RELEASED_COUNTS if name.startswith(p)) for name in checkpoint.tensors)
+    return [f"{counts[prefix]} tensors of {prefix or 'trunk and embeddings'}, the release has {count}"
+            for prefix, count in RELEASED_COUNTS.items() if counts[prefix] != count]

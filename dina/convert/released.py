@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pathlib
+import shutil
 import struct
 from collections.abc import Iterator
 
@@ -23,7 +24,10 @@ from dina.config import InputError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-DTYPES = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+FLOATS = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+# What tensors that are only carried along may be besides (buffers of the tokenizers).
+DTYPES = FLOATS | {"I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "I16": np.dtype(np.int16), "I8": np.dtype(np.int8),
+                   "U8": np.dtype(np.uint8), "BOOL": np.dtype(np.bool_)}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +41,9 @@ class Tensor:
 
     @property
     def numpy_dtype(self) -> np.dtype:
-        """Raises InputError for anything but floats."""
+        """Raises InputError for a type that arrays do not have here."""
         if self.dtype not in DTYPES:
-            raise InputError(f"{self.shard}: tensor {self.name} has dtype {self.dtype}; weights are one of {', '.join(DTYPES)}")
+            raise InputError(f"{self.shard}: tensor {self.name} has dtype {self.dtype}; known: {', '.join(DTYPES)}")
         return DTYPES[self.dtype]
 
     @property
@@ -131,22 +135,24 @@ def _index(folder: pathlib.Path) -> dict[str, str]:
 class Writer:
     """Writes a checkpoint folder shard by shard; nothing but the tensor at hand is in memory.
 
-    Shards are written under temporary names and the index last, so that a folder with an index is whole.
+    Everything is written to `<folder>.part`, which becomes the folder when it is whole; what an interrupted writer left there
+    is deleted.
 
     Args:
-        folder: created; must not hold an index yet.
+        folder: must not exist, or be empty.
         tensors: name -> (shape, dtype as numpy has it), in the order in which `add` will give them.
         shard_bytes: a shard is closed before it grows beyond this.
     """
 
     def __init__(self, folder: pathlib.Path, tensors: dict[str, tuple[tuple[int, ...], np.dtype]], shard_bytes: int):
-        if (folder / INDEX).exists():
-            raise InputError(f"{folder} already holds a checkpoint; choose an empty folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.tensors = folder, tensors
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty; choose another folder")
+        self.final, self.folder, self.tensors = folder, folder.with_name(folder.name + ".part"), tensors
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
         self.groups = _group(tensors, shard_bytes)
         self._opens = {group[0]: i for i, group in enumerate(self.groups)}
-        self._file, self._left, self._number = None, [], 0
+        self._file, self._left, self._number, self._done = None, [], 0, set()
 
     def shard_name(self, number: int) -> str:
         """File name of shard `number`, from 0."""
@@ -157,7 +163,7 @@ class Writer:
         if not self._left:
             self._number = self._opens[name]
             self._left = list(self.groups[self._number])
-            self._file = (self.folder / (self.shard_name(self._number) + ".part")).open("wb")
+            self._file = (self.folder / self.shard_name(self._number)).open("wb")
             self._file.write(_header({n: self.tensors[n] for n in self._left}))
         shape, dtype = self.tensors[name]
         if self._left[0] != name or tuple(array.shape) != tuple(shape) or array.dtype != dtype:
@@ -168,19 +174,19 @@ class Writer:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            path = self.folder / self.shard_name(self._number)
-            path.with_name(path.name + ".part").replace(path)
+            self._done.add(self._number)
 
     def finish(self) -> None:
-        """Writes the index. Raises ValueError if tensors are missing."""
-        missing = [name for i, group in enumerate(self.groups) for name in group if not (self.folder / self.shard_name(i)).exists()]
+        """Writes the index and gives the folder its name. Raises ValueError if tensors are missing."""
+        missing = [group[0] for i, group in enumerate(self.groups) if i not in self._done]
         if missing:
-            raise ValueError(f"{len(missing)} tensors were not written, first {missing[0]}")
+            raise ValueError(f"{len(missing)} shards were not written, first that of {missing[0]}")
         total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.tensors.values())
         listed = {name: self.shard_name(i) for i, group in enumerate(self.groups) for name in group}
-        part = self.folder / (INDEX + ".part")
-        part.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": listed}, indent=1))
-        part.replace(self.folder / INDEX)
+        (self.folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": listed}, indent=1))
+        if self.final.exists():
+            self.final.rmdir()
+        self.folder.rename(self.final)
 
 
 def _group(tensors: dict[str, tuple[tuple[int, ...], np.dtype]], limit: int) -> list[list[str]]:
@@ -197,7 +203,8 @@ def _group(tensors: dict[str, tuple[tuple[int, ...], np.dtype]], limit: int) -> 
 
 def _header(tensors: dict[str, tuple[tuple[int, ...], np.dtype]]) -> bytes:
     """The safetensors header: its length, then names, shapes and offsets as JSON, padded with spaces to 8 bytes."""
-    names, offset, entries = {dtype: name for name, dtype in DTYPES.items()}, 0, {}
+    names, offset = {dtype: name for name, dtype in DTYPES.items()}, 0
+    entries: dict[str, dict] = {"__metadata__": {"format": "pt"}}  # readers of the release ask for it
     for name, (shape, dtype) in tensors.items():
         end = offset + math.prod(shape) * dtype.itemsize
         entries[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [offset, end]}

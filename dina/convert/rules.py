@@ -75,15 +75,19 @@ class Piece:
     @property
     def slices(self) -> tuple:
         """Index of the region in ours."""
+        if not self.region:
+            return self.index
         first, *rest = self.region
         return (*self.index, slice(self.start, self.start + first), *(slice(0, n) for n in rest))
 
     def to_ours(self, released: np.ndarray) -> np.ndarray:
         """The region's content, a view where the layout allows it."""
-        return einops.rearrange(released, self.axes, **self._factors())
+        return einops.rearrange(released, self.axes, **self._factors()) if self.shape else released
 
     def to_theirs(self, region: np.ndarray) -> np.ndarray:
         """The released tensor of a region."""
+        if not self.shape:
+            return region
         left, right = self.axes.split("->")
         return einops.rearrange(region, f"{right} -> {left}", **self._factors())
 

@@ -122,7 +122,7 @@ def _regions(target, tensor: Tensor, file) -> Iterator[tuple[tuple, np.ndarray]]
     piece, _, value = target
     rows = value.chunk[len(piece.index)] if tensor.shape else 0
     if not _same_layout(piece) or piece.start % max(rows, 1) or tensor.shape[0] <= rows:
-        yield piece.slices, np.ascontiguousarray(piece.to_ours(check_shape(piece, file.get_tensor(tensor.name))))
+        yield piece.slices, np.asarray(piece.to_ours(check_shape(piece, file.get_tensor(tensor.name))), order="C")
         return
     view = file.get_slice(tensor.name)
     for start in range(0, tensor.shape[0], rows):
@@ -173,4 +173,4 @@ def released_tensors(stored: Stored, leaves: Mapping[str, Leaf]) -> Iterator[tup
     """Every released tensor, one at a time, in the leaves' order."""
     for path, leaf in leaves.items():
         for piece in leaf.pieces:
-            yield piece.name, np.ascontiguousarray(piece.to_theirs(stored.region(path, piece.slices)))
+            yield piece.name, np.asarray(piece.to_theirs(stored.region(path, piece.slices)), order="C")

@@ -78,9 +78,19 @@ class ReleasedTokenizer:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def vocabulary(self, base: Vocabulary, grids: Sequence[tuple[int, int]]) -> Vocabulary:
-        """`base` with the role tags' ids and the size tags of `grids` as this tokenizer writes them."""
+        """`base` with the role tags' ids and the size tags of `grids` as this tokenizer writes them.
+
+        Raises:
+            InputError: a size tag is not its brackets, one id for every digit, and one for the space (backbone.md §5.1).
+        """
         roles = tuple((role, self._tokenizer.token_to_id(released_name(role))) for role in ROLES)
-        return dataclasses.replace(base, named=roles).with_sizes(self.encode, grids)
+        made = dataclasses.replace(base, named=roles).with_sizes(self.encode, grids)
+        for h, w in made.size_ids:
+            tag, ids = f"{h} {w}", list(made.size_tag(h, w))
+            whole = self.encode(released_name("<img_token_size>") + tag + released_name("</img_token_size>"))
+            if whole != ids or len(ids) != len(tag) + 2:
+                raise InputError(f"text tokenizer: {self.path}: the size tag of {tag!r} is {whole}, not its brackets around {len(tag)} ids")
+        return made
 
     def chat(self, messages: Sequence[Message | Mapping[str, str]], reply: bool = True) -> str:
         """The chat as the released template writes it.

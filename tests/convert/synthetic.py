@@ -1,5 +1,6 @@
 """A released checkpoint of any size with official names and random values, and its config.json (tests and benchmarks)."""
 
+import dataclasses
 import json
 
 import ml_dtypes
@@ -37,10 +38,14 @@ def tensors(c=SMALL, audio=AUDIO, visual=VISUAL, head=HEAD):
 
 def write(folder, c=SMALL, shard_bytes=120_000, seed=0, **sizes):
     """Writes the checkpoint; the same seed gives the same bits."""
-    listed = tensors(c, **sizes)
+    return write_tensors(folder, tensors(c, **sizes), c, shard_bytes, seed)
+
+
+def write_tensors(folder, listed, c=SMALL, shard_bytes=120_000, seed=0):
+    """The same for any tensors: name -> (shape, dtype)."""
     writer, random = Writer(folder, listed, shard_bytes), np.random.default_rng(seed)
     for name, (shape, dtype) in listed.items():
         writer.add(name, random.standard_normal(shape, np.float32).astype(dtype))
+    (writer.folder / "config.json").write_text(json.dumps(c))
     writer.finish()
-    (folder / "config.json").write_text(json.dumps(c))
     return listed

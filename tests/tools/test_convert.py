@@ -43,7 +43,7 @@ def attempt(folder, tmp_path, *more):
     try:
         return convert.main(["import", "--checkpoint", str(folder), "--workdir", str(tmp_path / "w"), *more])
     finally:
-        assert (tmp_path / "w").exists() == (tmp_path / "w" / "released" / "stage.json").exists()
+        assert (tmp_path / "w" / "released").exists() == (tmp_path / "w" / "released" / "stage.json").exists()
 
 
 def test_export_of_an_import_is_equal_bit_by_bit(released, imported, tmp_path, capsys):
@@ -124,7 +124,7 @@ NORM = "model.layers.1.input_layernorm.0.weight"
     (lambda x: None, "lacks tensor " + NORM),
     (lambda x: x[:-1], NORM + r" in .* has shape \[63\], config.json asks for \[64\]"),
     (lambda x: x.astype(np.float32), NORM + " in .* has dtype F32, others of .*input_norm_0/scale have BF16"),
-    (lambda x: x.astype(np.int32), NORM + " in .* has dtype I32; weights are one of"),
+    (lambda x: x.astype(np.int32), NORM + " in .* has dtype I32; known here: F64"),
 ])  # fmt: skip
 def test_a_wrong_tensor_is_named(copy, tmp_path, change, message):
     edit(copy, NORM, change)
@@ -168,13 +168,30 @@ def test_damaged_files_are_named(copy, tmp_path):
     (copy / INDEX).unlink()
     with pytest.raises(InputError, match=f"holds neither {INDEX} nor model.safetensors"):
         attempt(copy, tmp_path)
+
+
+def test_a_missing_or_foreign_config_is_named(copy, tmp_path):
+    config = json.loads((copy / "config.json").read_text())
+
+    def refused(message, **changes):
+        (copy / "config.json").write_text(json.dumps({k: v for k, v in (config | changes).items() if v != "drop"}))
+        with pytest.raises(InputError, match=message):
+            attempt(copy, tmp_path)
+
+    refused("rope_scaling is .*yarn.*; this code computes None", rope_scaling={"type": "yarn"})
+    refused("norm_topk_prob is True; this code computes False", norm_topk_prob=True)
+    refused("key 'emb_split_num' is missing", emb_split_num="drop")
+    refused(r"key 'eos_token_id' is \[2\], not a number", eos_token_id=[2])
+    refused("vocab_size is 300, but text, specials and codes need", vocab_size=300)
     (copy / "config.json").unlink()
+    with pytest.raises(InputError, match="config.json does not exist"):
+        attempt(copy, tmp_path)
 
 
 def test_nothing_is_overwritten(released, imported, tmp_path):
     with pytest.raises(InputError, match="already holds an import"):
         convert.main(["import", "--checkpoint", str(released), "--workdir", str(imported)])
-    with pytest.raises(InputError, match="already holds a checkpoint"):
+    with pytest.raises(InputError, match="is not empty; choose another folder"):
         convert.main(["export", "--workdir", str(imported), "--out", str(released)])
     with pytest.raises(InputError, match="holds no import"):
         convert.main(["export", "--workdir", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
@@ -185,3 +202,50 @@ def test_large_tensors_are_copied_in_blocks(released, imported, tmp_path, monkey
     assert attempt(released, tmp_path) == 0
     small, large = (checkpoint.result(w / "released") for w in (tmp_path / "w", imported))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), small, large))
+
+
+def test_a_head_that_lost_a_layer_or_level_is_named(tmp_path):
+    listed = synthetic.tensors(head=synthetic.dataclasses.replace(synthetic.HEAD, layers=3))
+    for lost, message in (("visual_head.transformer_layers.1.", "visual_head lacks number 1 of transformer_layers"),
+                          ("visual_head.heads.0.", "visual_head lacks number 0 of heads")):  # fmt: skip
+        folder = tmp_path / lost
+        synthetic.write_tensors(folder, {name: what for name, what in listed.items() if not name.startswith(lost)})
+        with pytest.raises(InputError, match=message):
+            attempt(folder, tmp_path)
+
+
+def test_other_names_and_types_that_copies_have_are_carried(tmp_path):
+    old, new = "audio_head.hidden_proj.weight", "audio_head.hidden_in_proj.weight"
+    listed = {new if name == old else name: what for name, what in synthetic.tensors().items()}
+    listed["model.audio_tokenizer.num_batches_tracked"] = ((), np.dtype(np.int64))
+    synthetic.write_tensors(tmp_path / "in", listed)
+    assert attempt(tmp_path / "in", tmp_path) == 0
+    convert.main(["export", "--workdir", str(tmp_path / "w"), "--out", str(tmp_path / "out")])
+    assert convert.main(["verify", "--checkpoint", str(tmp_path / "in"), "--against", str(tmp_path / "out")]) == 0
+
+
+def test_an_interrupted_export_leaves_nothing_in_the_way(imported, released, tmp_path):
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "model-00009-of-00014.safetensors").write_bytes(b"stale")
+    convert.main(["export", "--workdir", str(imported), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out.part").exists() and len(list((tmp_path / "out").glob("*.safetensors"))) == 1
+    assert convert.main(["verify", "--checkpoint", str(released), "--against", str(tmp_path / "out")]) == 0
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(released, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dina.convert.stream._regions", full)
+    with pytest.raises(InputError, match="could not be written and was removed .*No space left"):
+        attempt(released, tmp_path)
+    assert not (tmp_path / "w" / "released").exists()
+
+
+def test_a_trained_part_that_the_import_lacks_is_not_dropped(released, tmp_path):
+    attempt(released, tmp_path, "--parts", "backbone")
+    head = {"params": {"lm_head": {"kernel": np.zeros((64, 256), np.float32)}}, "stats": {}}
+    checkpoint.finish(tmp_path / "w" / "later", head, {"identity": "x"})
+    with pytest.raises(InputError, match="stage 'later' trained params/lm_head/kernel, which the import .* does not hold"):
+        convert.main(["export", "--workdir", str(tmp_path / "w"), "--stage", "later", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,9 @@ from tools.parity import __main__ as parity
 from tools.parity.case import Case
 
 CASES = ("01_longcat_flash_lm", "02_ngram_embedding", "03_text_multimodal_path", "06_depth_head", "09_sampling")
+NAMED = {"01_longcat_flash_lm": {"incremental_logits", "greedy_ids", "padded_logits_valid_last_row"},
+         "02_ngram_embedding": {"embeds", "serving_embeds", "ngram_row_ids"}, "03_text_multimodal_path": {"mm_embeds", "mm_logits"},
+         "06_depth_head": {"tf_logits_level7", "greedy_audio_codes", "cfg3_codes"}, "09_sampling": {"kept_probs_vocab_order", "cfg_guided_bf16"}}  # fmt: skip
 CLOSE = 1e-5  # ten times tighter than what the tool allows
 
 
@@ -22,8 +25,7 @@ def test_golden_case_passes(name):
     lines = parity.run(GOLDEN / name).lines
     assert lines and [line for line in lines if not line.passed] == []
     assert max(line.relative_error for line in lines) < CLOSE
-    compared = {line.tensor for line in lines}
-    assert {"02_ngram_embedding": "serving_embeds", "01_longcat_flash_lm": "incremental_logits"}.get(name, lines[0].tensor) in compared
+    assert NAMED[name] <= {line.tensor for line in lines}
 
 
 @pytest.fixture

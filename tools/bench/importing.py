@@ -73,8 +73,8 @@ def _write(folder: pathlib.Path) -> None:
     noise = np.random.default_rng(0).standard_normal(2**23, np.float32)
     for name, (shape, dtype) in listed.items():
         writer.add(name, np.resize(noise.astype(dtype), shape))
+    (writer.folder / "config.json").write_text(json.dumps(CONFIG))
     writer.finish()
-    (folder / "config.json").write_text(json.dumps(CONFIG))
 
 
 def _copy(source: pathlib.Path, target: pathlib.Path) -> float:

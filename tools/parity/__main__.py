@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import pathlib
+import traceback
 
 from dina.config import InputError, run_main
 from tools.parity import depth_head, multimodal, ngram, sampling, trunk
@@ -23,7 +25,13 @@ def run(folder: pathlib.Path) -> Case:
     case = Case(folder)
     for component in COMPONENTS:
         if component.is_case(case):
-            component.run(case)
+            try:
+                component.run(case)
+            except InputError:
+                raise
+            except Exception as error:  # one case that we cannot run must not hide the others
+                traceback.print_exc()
+                case.crash(error)
             case.finish()
             return case
     raise InputError(f"golden case {folder}: its arrays ({', '.join(case.arrays[:6])}, ...) belong to no known component")
@@ -54,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     failed = [line for line in lines if not line.passed]
     print(f"{len(lines) - len(failed)} of {len(lines)} pass")
     if args.json:
-        args.json.write_text(json.dumps([dataclasses.asdict(line) for line in lines], indent=1))
+        finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
+        rows = [{key: finite(value) for key, value in dataclasses.asdict(line).items()} for line in lines]
+        args.json.write_text(json.dumps(rows, indent=1))
     return 1 if failed else 0
 
 

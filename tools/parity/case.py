@@ -93,10 +93,22 @@ class Case:
         """A weight that the model does not use."""
         self.unused[name] = reason
 
-    def compare(self, name: str, *ours: Any, tolerance: float = TOLERANCE) -> float:
-        """Compares values; of several results of ours (forms of one computation) the worst counts. Returns the max abs error."""
+    def compare(self, name: str, *ours: Any, tolerance: float = TOLERANCE, scale: float = 0.0) -> float:
+        """Compares values; of several results of ours (forms of one computation) the worst counts.
+
+        Args:
+            name: golden array; one that this case does not hold is not compared.
+            ours: our results.
+            tolerance: of the max abs error over `scale`.
+            scale: default: the golden tensor's own max abs.
+
+        Returns:
+            The max abs error.
+        """
+        if name not in self:
+            return 0.0
         golden = self._golden(name)
-        scale = float(np.max(np.abs(golden))) if golden.size else 0.0
+        scale = scale or (float(np.max(np.abs(golden))) if golden.size else 0.0)
         worst, note = 0.0, ""
         for result in ours:
             result = np.asarray(result, np.float64)
@@ -121,6 +133,8 @@ class Case:
             error: our max abs error on the scores.
             along: axis of a sequence in which an excused mismatch changes what follows, which is then excused too.
         """
+        if name not in self:
+            return
         golden = self._golden(name)
         ours = np.asarray(ours)
         if ours.shape != golden.shape:
@@ -137,6 +151,10 @@ class Case:
         note = f"{int((differs & ~counted).sum())} within the margin" if (differs & ~counted).any() else ""
         distance = float(np.max(np.abs(ours.astype(np.float64) - golden))) if counted.any() else 0.0
         self._add(name, distance, float(counted.mean()) if golden.size else 0.0, 0.0, not counted.any(), note)
+
+    def crash(self, error: Exception) -> None:
+        """A case that our code could not run to its end fails."""
+        self.lines.append(Line(self.name, "(the whole case)", np.inf, np.inf, 0.0, False, f"{type(error).__name__}: {error}"))
 
     def finish(self) -> list[Line]:
         """All lines; what is neither input, compared nor left out fails, and so does a weight that nobody read."""

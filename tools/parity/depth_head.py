@@ -13,7 +13,7 @@ from dina.convert import language
 from dina.decode import guidance
 from dina.heads import depth
 from tools.parity import load
-from tools.parity.case import Case
+from tools.parity.case import MARGIN, Case
 
 HEAD_SIZE = 128  # the reference has dims // 128 heads
 
@@ -31,18 +31,22 @@ class Head:
         self.cfg = DepthConfig(width=c["dims"], layers=c["layers"], heads=c["dims"] // HEAD_SIZE, ffn_scale=c["ffn_scale"])
         self.sizes = tuple(c["codebook_sizes"])
         self.module = depth.DepthHead(self.cfg, self.sizes)
-        name = next(weight.split(".")[0] for weight in case.weight_names if weight.endswith(".hidden_proj.weight"))
-        table = (language.depth_head(name), *language.depth_sizes(self.cfg, c["hidden_size"], self.sizes))
+        inner = next(weight for weight in case.weight_names if re.search(r"\.hidden_(in_)?proj\.weight$", weight))
+        name, projection = inner.split(".")[:2]
+        table = (language.depth_head(name, projection), *language.depth_sizes(self.cfg, c["hidden_size"], self.sizes))
         self.params = load.variables(case, table)["params"][name]
         self.tables = [jnp.asarray(case.weight(f"embedding_layers.{i}.weight")) for i in range(len(self.sizes))]
 
-    def walk(self, hidden, ends: bool, pairs: guidance.Pairs | None = None):
+    def walk(self, hidden, ends: bool, pairs: guidance.Pairs | None = None, golden=None, close=None):
         """Greedy codes level after level through the cache, and the logits that they were chosen by.
+
+        Where a choice was a toss-up (`close`) the golden code is fed, so that later levels can still be compared.
 
         Args:
             hidden: trunk states.
             ends: whether the end class may be chosen.
             pairs: guided rows.
+            golden, close: codes of the case, and where they may differ.
         """
         cache, row, codes, scores = depth.init_cache(self.module, len(hidden)), jnp.asarray(hidden), [], []
         for level, size in enumerate(self.sizes):
@@ -50,7 +54,8 @@ class Head:
             logits = logits if pairs is None else guidance.combine(logits, pairs)
             scores.append(np.asarray(logits))
             codes.append(jnp.argmax(logits if ends else logits[:, :size], -1))
-            embedded = self.tables[level][codes[-1]]
+            fed = codes[-1] if golden is None else np.where(close[:, level], golden[:, level], codes[-1])
+            embedded = self.tables[level][fed]
             row = embedded if level == 0 else row + embedded
         return np.stack(codes, 1), scores
 
@@ -60,14 +65,20 @@ def run(case: Case) -> None:
     head = Head(case)
     hidden = case.input("hidden")
     error = _teacher_forced(case, head, hidden)
-    image, scores = head.walk(hidden, ends=False)
-    for level, size in enumerate(head.sizes):
-        case.compare(f"greedy_image_logits_level{level}", scores[level][:, :size])
-    case.compare_ids("greedy_image_codes", image, case.input("greedy_image_margin"), error, along=1)
-    case.compare_ids("greedy_audio_codes", head.walk(hidden, ends=True)[0], case.input("greedy_audio_margin"), error, along=1)
+    for kind, ends in (("image", False), ("audio", True)):
+        if f"greedy_{kind}_codes" in case:
+            _greedy(case, head, hidden, kind, ends, error)
     for name in case.arrays:
         if match := re.fullmatch(r"cfg([\dp.]+)_codes", name):
             _guided(case, head, hidden, match[1], error)
+
+
+def _greedy(case: Case, head: Head, hidden, kind: str, ends: bool, error: float) -> None:
+    margin, golden = case.input(f"greedy_{kind}_margin"), case.golden(f"greedy_{kind}_codes")
+    codes, scores = head.walk(hidden, ends, None, golden, margin <= MARGIN * error)
+    case.compare_ids(f"greedy_{kind}_codes", codes, margin, error)
+    for level, size in enumerate(head.sizes):
+        case.compare(f"greedy_{kind}_logits_level{level}", scores[level] if ends else scores[level][:, :size])
 
 
 def _teacher_forced(case: Case, head: Head, hidden) -> float:
@@ -92,7 +103,8 @@ def _guided(case: Case, head: Head, hidden, number: str, error: float) -> None:
     golden = case.golden(f"cfg{number}_codes")
     rows, scale = np.arange(len(golden)), float(number.replace("p", "."))
     pairs = guidance.Pairs(jnp.asarray(rows // 2 * 2), jnp.asarray(rows // 2 * 2 + 1), jnp.full(len(rows), scale))
-    codes, scores = head.walk(hidden[: len(golden)], ends=False, pairs=pairs)
-    case.compare_ids(f"cfg{number}_codes", codes, case.input(f"cfg{number}_margin"), scale * error, along=1)
+    margin = case.input(f"cfg{number}_margin")
+    codes, scores = head.walk(hidden[: len(golden)], False, pairs, golden, margin <= MARGIN * scale * error)
+    case.compare_ids(f"cfg{number}_codes", codes, margin, scale * error)
     for level in range(len(head.sizes)):
         case.compare(f"cfg{number}_guided_logits_level{level}", scores[level][::2])

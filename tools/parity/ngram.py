@@ -39,7 +39,7 @@ class Tables:
         c = case.config
         self.cfg = settings(c["oe_neighbor_num"], c["oe_split_num"], c["oe_vocab_size_ratio"], c["embP"], variant)
         self.vocab = c["vocab_size_text"]
-        self.specials = tuple(c["multimodal_special_token_list"] + c["text_special_tokens_list"])
+        self.specials = tuple(c["multimodal_special_token_list"] + (c.get("text_special_tokens_list") or []))
         params = read_tables(case, self.cfg, self.vocab, c["hidden_size"], c["embP"], "oe_embedders.{table}", "oe_projs.{table}")
         self.params = {"params": params}
         self.word = jnp.asarray(case.weight("word_embeddings.weight"))
@@ -63,7 +63,8 @@ def run(case: Case) -> None:
     research, production = oe.embed(ids), serving.embed(ids)
     case.compare("embeds", research)
     case.compare("serving_embeds", production)
-    case.compare("serving_vs_torch_rowpos_absmax", np.abs(production - research).max(-1))
+    # Where both variants agree the golden array is rounding noise, so its own max is no scale.
+    case.compare("serving_vs_torch_rowpos_absmax", np.abs(production - research).max(-1), scale=float(np.abs(case.golden("embeds")).max()))
     context, special = (np.asarray(x) for x in ngram.contexts(oe.cfg, oe.specials, ids, jnp.ones_like(ids)))
     case.compare_ids("ids_special_zeroed", np.where(special, 0, ids))
     for d in range(1, oe.cfg.order):
@@ -74,6 +75,8 @@ def run(case: Case) -> None:
     case.compare_ids("table_mods", ngram.table_sizes(oe.cfg, oe.vocab))
     case.compare_ids("serving_ngram_row_ids_plain", serving.rows(ids[:1])[0][0])
     # The decode state; the case keeps the newest id's row of one more column than decoding needs.
+    if "pv_input_ids_after" not in case:
+        return
     width = case.golden("pv_input_ids_after").shape[1]
     history = np.asarray(ngram.next_history(jnp.full((len(ids), width), ngram.ABSENT), jnp.asarray(ids), jnp.ones_like(ids)))
     case.compare_ids("pv_input_ids_after", np.where(ngram.is_special(history, oe.specials) | (history < 0), 0, history))

@@ -26,7 +26,8 @@ def run(case: Case) -> None:
     # does not say how long rows are, so 0 is taken as seen wherever it stands.
     past, rows = case.input("past_ids"), np.arange(len(logits))[:, None]
     seen = np.zeros(logits.shape, bool)
-    seen[rows, past] = True
+    seen[rows, np.maximum(past, 0)] = True
+    seen[(past < 0).any(1)] = False  # the reference drops rows that hold a negative id
     column = lambda name: case.input(name)[:, 0]
     how = sampling.Sampling(jnp.asarray(column("temperature")), jnp.asarray(column("top_k")), jnp.asarray(column("top_p")),
                             jnp.asarray(column("repetition_penalty")))  # fmt: skip
@@ -77,7 +78,10 @@ def _hf(case: Case, name: str, logits, seen) -> None:
 
 
 def _guided(case: Case, logits) -> None:
+    if "cfg_scale" not in case:
+        return
     scale = jnp.asarray(np.repeat(case.input("cfg_scale")[:, 0], 2))
+    logits = logits[: len(scale)]
     rows = jnp.arange(len(logits))
     pairs = guidance.Pairs(rows // 2 * 2, rows // 2 * 2 + 1, scale)
     case.compare("cfg_guided_logits", guidance.combine(logits, pairs)[::2])
