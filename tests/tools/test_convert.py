@@ -9,12 +9,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from ml_collections import ConfigDict
 
-from dina import checkpoint
+from dina import checkpoint, stages
 from dina import model as model_lib
 from dina.config import InputError
 from dina.convert import plan
 from dina.convert.released import INDEX, Released
+from experiments import digits
 from tests.convert import synthetic
 from tools import convert
 
@@ -249,3 +251,34 @@ def test_a_trained_part_that_the_import_lacks_is_not_dropped(released, tmp_path)
     with pytest.raises(InputError, match="stage 'later' trained params/lm_head/kernel, which the import .* does not hold"):
         convert.main(["export", "--workdir", str(tmp_path / "w"), "--stage", "later", "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_stage_starts_from_an_import(tmp_path):
+    config = digits.get_config("smoke")
+    m = config.model
+    a, e = m.attention, m.experts
+    c = synthetic.SMALL | {
+        "num_layers": m.layers, "hidden_size": m.width, "num_attention_heads": a.heads, "q_lora_rank": a.q_rank, "kv_lora_rank": a.kv_rank,
+        "qk_nope_head_dim": a.nope, "qk_rope_head_dim": a.rope, "v_head_dim": a.v, "ffn_hidden_size": m.ffn, "n_routed_experts": e.real,
+        "zero_expert_num": e.zero, "moe_topk": e.top_k, "expert_ffn_hidden_size": e.hidden,
+    }  # fmt: skip
+    kept = {name: what for name, what in synthetic.tensors(c).items() if name.startswith("model.layers.") or name == "model.norm.weight"}
+    synthetic.write_tensors(tmp_path / "in", kept, c)
+    assert attempt(tmp_path / "in", tmp_path, "--parts", "backbone") == 0
+    record = checkpoint.finished(tmp_path / "w" / "released")
+    config.imports = ConfigDict({"released": record["identity"]})
+    config.stages.prealign.init_from = ConfigDict({"backbone": "released"})
+    before = stages.stage_identity(config, "prealign")
+    task = stages.make_task(config, "prealign")
+    found = stages.initial_variables(config, "prealign", task, tmp_path / "w")
+    abstract = jax.eval_shape(lambda: task.init(jax.random.key(0)))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+    source = Released(tmp_path / "in").read("model.layers.1.mlp.experts.2.up_proj.weight")
+    np.testing.assert_array_equal(found["params"]["backbone"]["layers"]["experts"]["up"][1, 2], source.T.astype(np.float32))
+    config.imports.released = "another"
+    assert stages.stage_identity(config, "prealign") != before
+    with pytest.raises(InputError, match="holds a run of another config"):
+        stages.initial_variables(config, "prealign", task, tmp_path / "w")
+    config.stages.prealign.init_from = ConfigDict({"backbone": "unknown"})
+    with pytest.raises(InputError, match="stage or import 'unknown' does not exist"):
+        stages.stage_identity(config, "prealign")
