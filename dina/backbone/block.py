@@ -64,10 +64,7 @@ def init_cache(cfg: BackboneConfig, batch: int, length: int) -> Cache:
 
 
 def unstack(cfg: BackboneConfig, params: dict) -> dict:
-    """Parameters with one subtree a layer, for decoding: a loop over stacked ones copies each layer's weights first.
-
-    One step of eight rows (tools.bench lm_decode, 8 layers of width 512): see the numbers there.
-    """
+    """Parameters with one subtree a layer, for decoding: a loop over stacked ones copies each layer's weights first."""
     rest = {name: tree for name, tree in params.items() if name != "layers"}
     return rest | {f"layers_{i}": jax.tree.map(lambda x: x[i], params["layers"]) for i in range(cfg.layers)}
 
