@@ -17,7 +17,7 @@ from dina.config import InputError
 from dina.convert import plan
 from dina.convert.released import INDEX, Released
 from experiments import digits
-from tests.convert import synthetic
+from tools.bench import synthetic
 from tools import convert
 
 

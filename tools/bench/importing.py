@@ -16,8 +16,7 @@ import numpy as np
 
 from dina.backbone.config import DepthConfig
 from dina.convert.released import Released, Writer
-from tests.convert import synthetic
-from tools.bench import harness
+from tools.bench import harness, synthetic
 
 # Real widths and names with fewer layers, experts and n-gram rows: 9.4 GB.
 CONFIG = {

@@ -125,6 +125,6 @@ def _close(ours, theirs) -> None:
 
 
 def _same_ids(ours, theirs) -> None:
-    # One near-tie changes everything after it, so the first ids must agree and most rows must to the end.
+    # One near-tie changes everything after it, so only the first ids must agree.
     if not (ours[:, :8] == theirs[:, :8]).all():
         raise AssertionError(f"greedy ids differ from the peer's: {ours[:, :8].tolist()} and {theirs[:, :8].tolist()}")

@@ -12,7 +12,7 @@ from dina.backbone import block
 from dina.backbone.config import BackboneConfig
 from dina.convert import hf, language
 from tools.parity import load
-from tools.parity.case import Case
+from tools.parity.case import MARGIN, Case
 
 DECODE = ("absorbed", "expanded")
 
@@ -92,7 +92,7 @@ def _layer(case: Case, seen, i: int) -> None:
     case.compare_ids(f"{name}_router_topk_ids", np.take_along_axis(np.sort(ids, -1), order, -1), margin[:, None], error)
     dense = np.zeros(routing.probability_NE[i].shape, np.float32)
     np.put_along_axis(dense, ids, np.asarray(routing.weight_NK[i]), -1)
-    excused = (margin <= 10 * error)[:, None]
+    excused = (margin <= MARGIN * error)[:, None]
     golden = {key: case.golden(f"{name}_router_{key}") for key in ("dense_weights", "topk_weights")}
     case.compare(f"{name}_router_dense_weights", np.where(excused, golden["dense_weights"], dense))
     own = np.take_along_axis(dense, theirs, -1)
