@@ -72,14 +72,14 @@ def _room(workdir: pathlib.Path, needed: int) -> None:
 
 
 def _identity(released: Released) -> str:
-    """Of names, shapes and types, config.json, and the first bytes of every shard: other weights have another one."""
+    """Of names, shapes and types, config.json, and the last MiB of every shard, so that other weights have another one."""
     known = hashlib.sha256(json.dumps(released.config() if (released.folder / "config.json").exists() else {}, sort_keys=True).encode())
     for tensor in sorted(released.tensors.values(), key=lambda t: t.name):
         known.update(f"{tensor.name} {tensor.shape} {tensor.dtype}".encode())
     for shard in released.shards:
         path = released.folder / shard
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 2**20))  # the end: a header comes first
+            file.seek(max(0, path.stat().st_size - 2**20))
             known.update(file.read())
     return known.hexdigest()[:16]
 
@@ -106,7 +106,7 @@ def export(args: argparse.Namespace) -> int:
     tensors = {piece.name: (piece.shape, dtypes[path]) for path, leaf in leaves.items() for piece in leaf.pieces}
     writer = Writer(args.out, tensors, int(args.shard_gb * 10**9))
     for path, leaf in leaves.items():
-        for name, array in stream.released_tensors(stored[holder[path]], {path: leaf}):
+        for name, array in stream.released_tensors(stored[holder[path]], leaf):
             writer.add(name, array.astype(dtypes[path], copy=False))
     for name in record["files"]:
         shutil.copyfile(origin / FILES / name, writer.folder / name)

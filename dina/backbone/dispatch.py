@@ -67,12 +67,17 @@ def dense(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK):
     @jax.checkpoint
     def one(sum_ND, expert):
         index, gate_DF, up_DF, down_FD = expert
-        weight_N = jnp.sum(jnp.where(key_NK == index, weight_NK, 0.0), -1)
-        hidden_NF = (jax.nn.silu((u_ND @ gate_DF).astype(jnp.float32)) * (u_ND @ up_DF)).astype(u_ND.dtype)
-        return sum_ND + weight_N[:, None] * (hidden_NF @ down_FD).astype(jnp.float32), None
+        return sum_ND + _weighted(index, Experts(gate_DF, up_DF, down_FD), u_ND, key_NK, weight_NK), None
 
     zero_ND = jnp.zeros(u_ND.shape, jnp.float32)
     return jax.lax.scan(one, zero_ND, (jnp.arange(cfg.real), *w))[0], jnp.int32(0)
+
+
+def _weighted(index, w: Experts, u_ND, key_NK, weight_NK):
+    """Expert `index`, whose own matrices `w` holds, on every token, times the weight of those that chose it; float32."""
+    weight_N = jnp.sum(jnp.where(key_NK == index, weight_NK, 0.0), -1)
+    hidden_NF = (jax.nn.silu((u_ND @ w.gate_EDF).astype(jnp.float32)) * (u_ND @ w.up_EDF)).astype(u_ND.dtype)
+    return weight_N[:, None] * (hidden_NF @ w.down_EFD).astype(jnp.float32)
 
 
 def capacity(cfg: ExpertsConfig, tokens: int) -> int:
@@ -98,6 +103,7 @@ def gather(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK, axes: tuple[
     y_ND = combine(y_ECD.reshape(cfg.real * rows, -1), weight_NK, plan)
     spilled_NK = (plan.row_NK < 0) & (key_NK < cfg.real)
     overflow = jnp.sum(spilled_NK, dtype=jnp.int32)
+
     @jax.checkpoint  # keeps only the branch's inputs for its backward pass
     def slow(w, u_ND, weight_NK):
         return dense(cfg, w, u_ND, key_NK, weight_NK)[0]
@@ -116,10 +122,8 @@ def few(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK):
     first_P = (key_P < cfg.real) & (key_P != jnp.concatenate([jnp.full(1, -1, key_P.dtype), key_P[:-1]]))
 
     def chosen(u_ND, key):
-        gate_DF, up_DF, down_FD = (jax.lax.dynamic_index_in_dim(x, key, keepdims=False) for x in w)
-        hidden_NF = (jax.nn.silu((u_ND @ gate_DF).astype(jnp.float32)) * (u_ND @ up_DF)).astype(u_ND.dtype)
-        weight_N = jnp.sum(jnp.where(key_NK == key, weight_NK, 0.0), -1)
-        return weight_N[:, None] * (hidden_NF @ down_FD).astype(jnp.float32)
+        one = Experts(*(jax.lax.dynamic_index_in_dim(x, key, keepdims=False) for x in w))
+        return _weighted(key, one, u_ND, key_NK, weight_NK)
 
     @jax.checkpoint
     def one(sum_ND, at):

@@ -169,6 +169,14 @@ def assemble(group: Sequence[Piece], read, shape: Sequence[int], dtype) -> np.nd
     return out
 
 
+def assemble_all(
+    groups: Mapping[str, Sequence[Piece]], read, shapes: Mapping[str, Sequence[int]] | None = None, dtype=np.float32
+) -> dict[str, np.ndarray]:
+    """All of our tensors by path; `shapes` of those that are padded, others just hold their pieces."""
+    shapes = shapes or {}
+    return {path: assemble(group, read, shapes.get(path, least_shape(group)), dtype) for path, group in groups.items()}
+
+
 def check_shape(piece: Piece, array: np.ndarray) -> np.ndarray:
     """`array` itself. Raises InputError if it has not the shape of the table."""
     if tuple(array.shape) != piece.shape:

@@ -169,8 +169,7 @@ class Stored:
         return self._open[path][index].read().result()
 
 
-def released_tensors(stored: Stored, leaves: Mapping[str, Leaf]) -> Iterator[tuple[str, np.ndarray]]:
-    """Every released tensor, one at a time, in the leaves' order."""
-    for path, leaf in leaves.items():
-        for piece in leaf.pieces:
-            yield piece.name, np.asarray(piece.to_theirs(stored.region(path, piece.slices)), order="C")
+def released_tensors(stored: Stored, leaf: Leaf) -> Iterator[tuple[str, np.ndarray]]:
+    """The released tensors of one of ours, one at a time."""
+    for piece in leaf.pieces:
+        yield piece.name, np.asarray(piece.to_theirs(stored.region(leaf.path, piece.slices)), order="C")

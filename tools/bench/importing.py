@@ -18,7 +18,7 @@ from dina.backbone.config import DepthConfig
 from dina.convert.released import Released, Writer
 from tools.bench import harness, synthetic
 
-# Real widths and names with fewer layers, experts and n-gram rows: 9.4 GB.
+# Real widths and names with fewer layers, experts and n-gram rows.
 CONFIG = {
     "num_layers": 2, "hidden_size": 3072, "vocab_size": 282624, "text_vocab_size": 131072, "text_vocab_plus_multimodal_special_token_size": 131125,
     "num_attention_heads": 32, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
@@ -66,7 +66,7 @@ def run(rounds: int | None = None) -> dict:
 
 
 def _write(folder: pathlib.Path) -> None:
-    """Random bits repeat every 32 MiB: what is compressed or deduplicated nowhere here need not be drawn anew."""
+    """Writes the checkpoint; its values repeat, because nothing on the way compresses and drawing all anew takes minutes."""
     listed = synthetic.tensors(CONFIG, audio=AUDIO, visual=VISUAL, head=HEAD)
     writer = Writer(folder, listed, SHARD_BYTES)
     noise = np.random.default_rng(0).standard_normal(2**23, np.float32)

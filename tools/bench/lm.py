@@ -39,8 +39,8 @@ def random_weights(c: dict, seed: int = 0) -> tuple[dict[str, np.ndarray], Any, 
         else:
             released[piece.name] = np.full(piece.shape, 0.0 if piece.name.endswith("bias") else 1.0, np.float32)
     released["model.embed_tokens.weight"] *= cfg.width**0.5
-    flat = {path: jnp.asarray(rules.assemble(group, released.__getitem__, rules.least_shape(group), np.float32)) for path, group in groups.items()}
-    return released, unflatten(flat), cfg
+    variables = jax.tree.map(jnp.asarray, unflatten(rules.assemble_all(groups, released.__getitem__)))
+    return released, variables, cfg
 
 
 def forward(batch: int = 1, length: int = LENGTH) -> Workload:

@@ -21,10 +21,9 @@ def ngram(length: int = 2048, width: int = 528, vocab: int = 8192) -> Workload:
     counts, dims = language.ngram_sizes(cfg, vocab, width)
     groups = rules.by_path(rules.pieces(language.ngram("table.{table}", "proj.{table}"), counts, dims))
     named = {p.name: random.normal(0, 0.1, p.shape).astype(np.float32) for group in groups.values() for p in group}
-    shapes = {path: list(rules.least_shape(group)) for path, group in groups.items()}
-    shapes["params/embed/ngram/table"][1] = ngram_lib.stored_rows(cfg, vocab)
-    flat = {path: jnp.asarray(rules.assemble(group, named.__getitem__, shapes[path], np.float32)) for path, group in groups.items()}
-    params = unflatten(flat)["params"]["embed"]["ngram"]
+    shapes = {"params/embed/ngram/table": (cfg.tables, ngram_lib.stored_rows(cfg, vocab), width // cfg.tables)}
+    flat = rules.assemble_all(groups, named.__getitem__, shapes)
+    params = jax.tree.map(jnp.asarray, unflatten(flat)["params"]["embed"]["ngram"])
     word, ids = random.normal(size=(vocab, width)).astype(np.float32), random.integers(3, vocab, (1, length))
     ids[0, ::97] = cfg.eos
     module, table, tokens = ngram_lib.NgramEmbedding(cfg, vocab), jnp.asarray(word), jnp.asarray(ids, jnp.int32)
@@ -46,8 +45,7 @@ def depth_head(batch: int = 8, classes: int = 16384, levels: int = 8, width: int
     for piece in (p for group in groups.values() for p in group):
         scale = 0.1 if len(piece.shape) == 1 else piece.shape[-1] ** -0.5
         named[piece.name] = (random.normal(0, scale, piece.shape) + ("norm" in piece.name)).astype(np.float32)
-    flat = {path: jnp.asarray(rules.assemble(g, named.__getitem__, rules.least_shape(g), np.float32)) for path, g in groups.items()}
-    params = unflatten(flat)["params"]["head"]
+    params = jax.tree.map(jnp.asarray, unflatten(rules.assemble_all(groups, named.__getitem__))["params"]["head"])
     embedding = random.normal(size=(levels, classes + 1, trunk)).astype(np.float32)
     hidden = random.normal(size=(batch, trunk)).astype(np.float32)
     module, tables, h_MD = depth.DepthHead(cfg, sizes), jnp.asarray(embedding), jnp.asarray(hidden)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dina.convert import rules
 from dina.optim import unflatten
@@ -21,12 +21,7 @@ def variables(case: Case, *tables: tuple[list[rules.Rule], dict, dict], shapes: 
         shapes: our shape by path where ours is padded; default: just what the pieces need.
     """
     found = rules.by_path(piece for table in tables for piece in rules.pieces(*table))
-    flat = {}
-    for path, group in found.items():
-        if path.startswith("carried/"):
-            for piece in group:
-                case.drop_weight(piece.name, "stored in the release, unused by its model")
-            continue
-        shape = (shapes or {}).get(path, rules.least_shape(group))
-        flat[path] = jnp.asarray(rules.assemble(group, case.weight, shape, np.float32))
-    return unflatten(flat)
+    for piece in (piece for path, group in found.items() if path.startswith("carried/") for piece in group):
+        case.drop_weight(piece.name, "stored in the release, unused by its model")
+    used = {path: group for path, group in found.items() if not path.startswith("carried/")}
+    return jax.tree.map(jnp.asarray, unflatten(rules.assemble_all(used, case.weight, shapes)))
