@@ -104,15 +104,17 @@ def finished(folder: pathlib.Path, identity: str | None = None) -> dict | None:
     return record
 
 
-def result(folder: pathlib.Path, parts: dict[str, list[str]] | None = None) -> Any:
-    """Reads a finished stage's variables: {'params': {part: tree}, 'stats': {part: tree}} as host arrays.
+def result(folder: pathlib.Path, parts: dict[str, list[str]] | None = None, like: Any = None) -> Any:
+    """Reads a finished stage's variables: {'params': {part: tree}, 'stats': {part: tree}}.
 
     Args:
         folder: `<workdir>/<stage>`.
         parts: {'params': [...], 'stats': [...]} to keep; default all.
+        like: the same trees, of ShapeDtypeStructs with shardings: every host reads only its own slices, cast to these
+            types, and arrays stay on the devices. Without it they are host arrays.
 
     Raises:
-        InputError: the stage is not finished, or lacks a part.
+        InputError: the stage is not finished, lacks a part, or has another shape than `like`.
     """
     if finished(folder) is None:
         raise InputError(f"stage {folder.name!r} is not finished in {folder.parent}: run dina.train for it first")
@@ -129,5 +131,19 @@ def result(folder: pathlib.Path, parts: dict[str, list[str]] | None = None) -> A
         if not some:
             return kept
         abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), some)
+        if like is not None:
+            wanted = {kind: {part: like[kind][part] for part in some[kind]} for kind in some}
+            check_shapes(wanted, abstract, f"{folder}/")
+            abstract = wanted
         args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True)
-        return kept | jax.device_get(reader.restore(path, args=args))
+        found = reader.restore(path, args=args)
+        return kept | (jax.device_get(found) if like is None else found)
+
+
+def check_shapes(wanted: Any, found: Any, where: str) -> None:
+    """Raises InputError naming the first array that `found` lacks, has beyond `wanted`, or has in another shape."""
+    shapes = [{jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+              for tree in (wanted, found)]  # fmt: skip
+    for path in sorted(shapes[0].keys() | shapes[1].keys()):
+        if shapes[0].get(path) != shapes[1].get(path):
+            raise InputError(f"{where}{path}: shape {shapes[1].get(path)} in the checkpoint, {shapes[0].get(path)} in this config")

@@ -23,16 +23,17 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from dina import losses
-from dina.backbone import balance
+from dina.backbone import balance, ngram
 from dina.backbone import config as trunk_config
 from dina.backbone.block import Backbone, BackboneOut
 from dina.backbone.norm import fan_in
 from dina.config import InputError
-from dina.embed import Embed, code_rows, holds_codes, level_rows
+from dina.embed import Embed, code_rows, holds_codes, level_rows, text_ids
 from dina.grammar import Vocabulary, text_label
 from dina.heads import depth
 from dina.heads.linear_loss import PADDED_LOGIT
 
+INPUT_KINDS = ("text", "image", "audio")  # what a position holds, as experts are counted by it
 PARTS = ("embed", "backbone", "lm_head", "visual_head", "audio_head")
 
 
@@ -98,7 +99,9 @@ def build(config: ml_collections.ConfigDict, vocabulary: Vocabulary, axes: tuple
         axes: mesh axes that must agree on the experts' slow path.
     """
     trunk = trunk_config.parse(trunk_config.BackboneConfig, config)
-    ngram = trunk_config.parse(trunk_config.NgramConfig, config.ngram)
+    tables = trunk_config.parse(trunk_config.NgramConfig, config.ngram)
+    if tables.lookup == "exchange" and tables.variant == "oe":
+        raise InputError("config key model.ngram: variant 'oe' reads its tables twice a position, which lookup 'exchange' does not do")
     head = lambda name, sizes: depth.DepthHead(trunk_config.parse(trunk_config.DepthConfig, config[name]), tuple(sizes))
     if config.losses.normalise not in ("joint", "own"):
         raise InputError(f"config key model.losses.normalise is {config.losses.normalise!r}; known: joint, own")
@@ -107,9 +110,9 @@ def build(config: ml_collections.ConfigDict, vocabulary: Vocabulary, axes: tuple
     return Model(
         vocabulary=vocabulary,
         trunk=trunk,
-        ngram=ngram,
-        embed=Embed(vocabulary, trunk.width, ngram, config.pre_buffer.hidden),
-        backbone=Backbone(trunk, axes),
+        ngram=tables,
+        embed=Embed(vocabulary, trunk.width, tables, config.pre_buffer.hidden),
+        backbone=Backbone(trunk, axes, len(INPUT_KINDS)),
         lm_head=TextHead(vocabulary.classes, vocabulary.padded_classes),
         visual_head=head("visual_head", vocabulary.visual),
         audio_head=head("audio_head", vocabulary.audio),
@@ -151,7 +154,17 @@ def run(model: Model, params: Any, stats: Any, batch: dict[str, Array]) -> Backb
     x_BSD = model.embed.apply({"params": params["embed"]}, *inputs, cell_index_BM=batch["cell_index"])
     x_BSD = x_BSD.astype(jnp.dtype(model.trunk.dtype))
     bias_GE = stats["backbone"]["router_bias"]
-    return model.backbone.apply({"params": params["backbone"]}, x_BSD, batch["position"], batch["segment"], bias_GE)
+    image_BS, audio_BS = holds_codes(model.vocabulary, batch["tokens"], batch["segment"])
+    kind_BS = jnp.where(batch["segment"] > 0, 1 + image_BS + 2 * audio_BS, 0)
+    return model.backbone.apply({"params": params["backbone"]}, x_BSD, batch["position"], batch["segment"], bias_GE, kind_BS)
+
+
+def ngram_rows(model: Model, batch: dict[str, Array]) -> Int[Array, "B S T"]:
+    """The row that every position reads of each n-gram table, -1 = none."""
+    voc, cfg = model.vocabulary, model.ngram
+    ids_BS = text_ids(voc, batch["tokens"], batch["transcript"], batch["segment"], cfg.blank)
+    row_BST, live_BST, _ = ngram.rows(cfg, voc.text, voc.special_ids, ids_BS, batch["segment"])
+    return jnp.where(live_BST, row_BST, -1)
 
 
 def text_sums(

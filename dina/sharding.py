@@ -61,14 +61,14 @@ def batch_spec() -> P:
 
 
 def on_batch_shards(fn: Callable, mesh: jax.sharding.Mesh) -> Callable:
-    """Wraps `fn(replicated, batch) -> replicated` to run on each device's slice of `batch`.
+    """Wraps `fn(replicated, batch) -> (replicated, batch)` to run on each device's slice of `batch`.
 
     Args:
-        fn: called with gathered (fully local) `replicated` and the local slice of `batch`; what it returns must be
-            equal on all devices (psum'd).
+        fn: called with gathered (fully local) `replicated` and the local slice of `batch`; the first of what it returns
+            must be equal on all devices (psum'd), the second is sliced as the batch is.
         mesh: the mesh that the arrays live on.
     """
-    return jax.shard_map(fn, mesh=mesh, in_specs=(P(), P(BATCH_AXES)), out_specs=P(), check_vma=False)
+    return jax.shard_map(fn, mesh=mesh, in_specs=(P(), P(BATCH_AXES)), out_specs=(P(), P(BATCH_AXES)), check_vma=False)
 
 
 def storage_spec(shape: tuple[int, ...], mesh: jax.sharding.Mesh, minimum: int = 2**16) -> P:

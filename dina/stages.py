@@ -102,7 +102,7 @@ def stage_identity(config: ml_collections.ConfigDict, name: str) -> str:
         "seed": config.seed,
         "stage": _without(stage.to_dict(), "accumulate"),
         "data": config.data,
-        "text": config.text,
+        "text": _without(config.text.to_dict(), "path"),
         "sections": {section: _without(config[section].to_dict(), *SPEED.get(section, ())) for section in sections},
         "before": {other: stage_identity(config, other) for other in before},
     })
@@ -136,8 +136,16 @@ def starts_fresh(config: ml_collections.ConfigDict, name: str, variables: Variab
     return not {*variables["params"], *variables["stats"]} <= set(config.stages[name].init_from)
 
 
-def initial_variables(config: ml_collections.ConfigDict, name: str, task: Task, workdir: pathlib.Path) -> Variables:
-    """Fresh variables of a stage with the parts of `init_from` taken over from finished stages."""
+def initial_variables(config: ml_collections.ConfigDict, name: str, task: Task, workdir: pathlib.Path, like: Variables) -> Variables:
+    """Fresh variables of a stage with the parts of `init_from` taken over from finished stages.
+
+    Args:
+        config: the experiment.
+        name: the stage.
+        task: its task.
+        workdir: the experiment's folder.
+        like: shapes, types and placements of the variables, in which parts are read.
+    """
     init, key = initialiser(config, task)
     variables = jax.eval_shape(init, key)
     if starts_fresh(config, name, variables):
@@ -150,23 +158,17 @@ def initial_variables(config: ml_collections.ConfigDict, name: str, task: Task, 
         if strange:
             raise InputError(f"stages.{name}.init_from names part {strange[0]!r}, which the task does not have")
         if source not in config.stages:
-            checkpoint.finished(workdir / source, stage_identity(config, source))  # refuses another import
+            from dina.convert import settings  # builds the model, which stages of tokenizers do not need
+
+            record = checkpoint.finished(workdir / source, stage_identity(config, source))
+            if record is None:
+                raise InputError(f"stages.{name}: {workdir / source} holds no import; `python -m tools.convert import` makes it")
+            settings.check(record, config, parts, str(workdir / source))
         wanted = {kind: [part for part in parts if part in variables[kind]] for kind in ("params", "stats")}
-        found = checkpoint.result(workdir / source, wanted)
+        found = checkpoint.result(workdir / source, wanted, like)
         for kind, names in wanted.items():
-            for part in names:
-                _same_shapes(variables[kind][part], found[kind][part], f"{source}/{kind}/{part}")
-                # An import holds what was released, bfloat16 mostly; what is trained keeps its own type.
-                variables[kind][part] = jax.tree.map(lambda new, own: new.astype(own.dtype), found[kind][part], variables[kind][part])
+            variables[kind] |= {part: found[kind][part] for part in names}
     return variables
-
-
-def _same_shapes(wanted, found, where: str) -> None:
-    shapes = [{path: x.shape for path, x in optim.flatten({"": tree}).items()} for tree in (wanted, found)]
-    different = sorted(p for p in shapes[0].keys() | shapes[1].keys() if shapes[0].get(p) != shapes[1].get(p))
-    if different:
-        p = different[0]
-        raise InputError(f"{where}{p}: shape {shapes[1].get(p)} in the checkpoint, {shapes[0].get(p)} in this config")
 
 
 def load_parts(config: ml_collections.ConfigDict, workdir: pathlib.Path, parts: list[str]) -> tuple[dict, dict]:

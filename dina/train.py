@@ -151,7 +151,7 @@ def _train(config, name, folder, identity, mesh, stopper, profile) -> None:
     with jax.set_mesh(mesh):
         first, seconds, state, batches = _open(config, name, workdir, task, saves, mesh)
         step = compiled_step(config, name, task, mesh)
-        log = metrics.Log(folder, name, stage.steps, first)
+        log = metrics.Log(folder, name, stage.steps, first, config.log.arrays_every)
         state = _loop(config, stage, state, step, batches, first, mesh, log, saves, stopper, profile, begun - seconds)
         record = {
             "stage": name, "task": stage.task, "identity": identity, "steps": stage.steps,
@@ -221,7 +221,7 @@ def _open(config, name, workdir, task, saves, mesh):
         state, meta = saves.restore(latest, abstract)
         print(f"dina: {name}: resumed at step {latest}", flush=True)
         return latest, meta.get("seconds", 0.0), state, batches
-    variables = stages.initial_variables(config, name, task, workdir)
+    variables = stages.initial_variables(config, name, task, workdir, abstract)
     stream = (batches.batch(i) for i in range(stage.steps))
     variables = task.start(variables, stream, jax.random.fold_in(jax.random.key(config.seed), 2**31 - 2))
     state = steps.init_state(task, stage, variables)

@@ -3,6 +3,8 @@
 import json
 import types
 
+import numpy as np
+
 from dina import metrics
 
 
@@ -43,3 +45,14 @@ def test_non_finite_values_are_text(tmp_path):
     log.write(1, {"loss": float("inf")})
     log.close()
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == "inf"
+
+
+def test_arrays_have_lines_of_their_own_every_so_often(tmp_path):
+    log = metrics.Log(tmp_path, "x", 5, 0, arrays_every=2)
+    for step in range(1, 6):
+        log.write(step, {"loss": 1.0, "share": np.array([[0.25, step], [np.nan, 1 / 3]])})
+    log.close()
+    metrics.Log(tmp_path, "x", 5, 4, arrays_every=2).close()
+    lines = [json.loads(line) for line in (tmp_path / "arrays.jsonl").read_text().splitlines()]
+    assert lines == [{"step": step, "share": [[0.25, step], ["nan", 0.33333]]} for step in (2, 4)]
+    assert "share" not in (tmp_path / "metrics.jsonl").read_text()

@@ -146,7 +146,9 @@ def test_a_stage_that_takes_everything_over_is_not_initialised(tmp_path, monkeyp
 
     monkeypatch.setattr(toy.Toy, "init", watched)
     for name, computes in (("two", False), ("one", True)):
-        found = stages.initial_variables(config, name, stages.make_task(config, name), tmp_path)
+        task, mesh = stages.make_task(config, name), sharding.make_mesh({"data": 1}, jax.devices()[:1])
+        like = steps.abstract_state(task, config.stages[name], mesh)
+        found = stages.initial_variables(config, name, task, tmp_path, like)
         jax.effects_barrier()
         assert bool(ran) == computes and found["params"]["body"]["w"].shape == (6, 8)
         if not computes:

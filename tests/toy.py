@@ -53,7 +53,7 @@ def config(**stage_fields) -> ml_collections.ConfigDict:
     c.seed, c.name, c.order, c.jobs = 3, "toy", ("one", "two"), ("one", "two")
     c.data, c.text = ml_collections.ConfigDict(), ml_collections.ConfigDict()
     c.mesh = ml_collections.ConfigDict({"data": 1})
-    c.log = ml_collections.ConfigDict({"every": 1})
+    c.log = ml_collections.ConfigDict({"every": 1, "arrays_every": 2})
     c.checkpoint = ml_collections.ConfigDict({"every": 4, "keep": 2, "compile_cache": "~/.cache/dina/xla", "cpu_effort": 1})
     c.run = ml_collections.ConfigDict({"workdir": ""})
     c.stages = ml_collections.ConfigDict()

@@ -5,8 +5,9 @@
     verify --checkpoint DIR [--against DIR2]                       names, shapes, dtypes; bit by bit against another
 
 An experiment takes an imported part by `init_from: {"backbone": "released"}` and names the import with the identity that
-this prints: `imports: {"released": "<identity>"}`. Memory stays at a few tensors whatever the size of the checkpoint. Bad
-input: exit code 2, naming file and tensor, and nothing is left half-written.
+this prints: `imports: {"released": "<identity>"}`. `dina.convert.settings.apply` does the latter, and takes over model and
+vocabulary (experiments/finetune.py). Memory stays at a few tensors whatever the size of the checkpoint. Bad input: exit
+code 2, naming file and tensor, and nothing is left half-written.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ import jax
 from dina import checkpoint as checkpoint_lib
 from dina.config import InputError, run_main
 from dina.convert import plan, stream
+from dina.convert.settings import FILES
 from dina.convert.released import INDEX, Released, Writer
 
 STAGE = "released"
-FILES = "files"  # folder of what a checkpoint holds besides tensors
 BLOCK_BYTES = 256 * 2**20  # compared at once
 SHARD_BYTES = 10 * 10**9
 

@@ -3,7 +3,7 @@
 Parameters of all logical layers are stacked along a leading dimension and looped over by `nn.scan`.
 
 Legend: B rows, S positions, T cache slots, D width, L logical layers, E experts (real, then identity), C latent
-rank, R rotated values. Source: reference/backbone.md §1.2.
+rank, R rotated values, G groups of tokens. Source: reference/backbone.md §1.2.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from dina.backbone import rope
 from dina.backbone.attention import MLA
@@ -42,7 +42,7 @@ class BackboneOut:
         h_BSD: hidden states after the final norm.
         stream_BSD: the residual stream before it, in its compute type (hidden z-loss, backbone.md §7.2).
         cache: updated cache, or None.
-        counts_LE: int32 selections of every expert over valid tokens.
+        counts_LGE: int32 selections of every expert, by group of tokens.
         router_z: (sum over layers and valid tokens of logsumexp(z)^2, number of valid tokens); their ratio is the
             sum over layers of each layer's mean.
         overflow: int32 (token, expert) pairs over buffer capacity, summed over layers; they took the exact slow path.
@@ -51,7 +51,7 @@ class BackboneOut:
     h_BSD: Float[Array, "B S D"]
     stream_BSD: Float[Array, "B S D"]
     cache: Cache | None
-    counts_LE: Int[Array, "L E"]
+    counts_LGE: Int[Array, "L G E"]
     router_z: tuple[Float[Array, ""], Float[Array, ""]]
     overflow: Int[Array, ""]
 
@@ -91,9 +91,10 @@ class LogicalLayer(nn.Module):
 
     cfg: BackboneConfig
     axes: tuple[str, ...] = ()
+    groups: int = 1
 
     @nn.compact
-    def __call__(self, x_BSD, bias_E, cache, rotary, segment_BS, valid_BS, cached_segment_BT, slot):
+    def __call__(self, x_BSD, bias_E, cache, rotary, segment_BS, group_BS, cached_segment_BT, slot):
         """One logical layer in the shape `nn.scan` wants: (x, (new cache, RoutingStats)).
 
         Args:
@@ -102,7 +103,7 @@ class LogicalLayer(nn.Module):
             cache: ([2, B, T, C], [2, B, T, R]) or None.
             rotary: cosines and sines of the positions.
             segment_BS: document numbers, 0 = padding.
-            valid_BS: tokens that are routed.
+            group_BS: 0 for tokens that are not routed.
             cached_segment_BT: document numbers of all slots, or None.
             slot: first slot of the new positions, or None.
         """
@@ -118,17 +119,23 @@ class LogicalLayer(nn.Module):
             x_BSD = x_BSD + y_BSD.astype(x_BSD.dtype)
             u_BSD = RMSNorm(cfg.norm_eps, name=f"post_norm_{i}")(x_BSD)
             if i == 0:
-                shortcut, stats = SparseFFN(cfg.experts, cfg.dtype, gain, self.axes, name="experts")(u_BSD, bias_E, valid_BS)
+                shortcut, stats = SparseFFN(cfg.experts, cfg.dtype, gain, self.axes, self.groups, name="experts")(u_BSD, bias_E, group_BS)
             x_BSD = x_BSD + DenseFFN(cfg.ffn, cfg.dtype, gain, name=f"ffn_{i}")(u_BSD).astype(x_BSD.dtype)
         cache = None if cache is None else tuple(jnp.stack(parts) for parts in zip(*caches, strict=True))
         return x_BSD + shortcut.astype(x_BSD.dtype), (cache, stats)
 
 
 class Backbone(nn.Module):
-    """All logical layers and the final norm. `axes`: mesh axes that must agree on the experts' slow path."""
+    """All logical layers and the final norm.
+
+    Attributes:
+        axes: mesh axes that must agree on the experts' slow path.
+        groups: how many groups of tokens the experts' selections are counted by.
+    """
 
     cfg: BackboneConfig
     axes: tuple[str, ...] = ()
+    groups: int = 1
 
     @nn.compact
     def __call__(
@@ -137,7 +144,7 @@ class Backbone(nn.Module):
         position_BS: Int[Array, "B S"],
         segment_BS: Int[Array, "B S"],
         router_bias_LE: Float[Array, "L E"],
-        valid_BS: Bool[Array, "B S"] | None = None,
+        group_BS: Int[Array, "B S"] | None = None,
         cache: Cache | None = None,
         slot: Int[Array, ""] | int | None = None,
     ) -> BackboneOut:
@@ -148,7 +155,7 @@ class Backbone(nn.Module):
             position_BS: position of each token in its document.
             segment_BS: document number; 0 is padding. Attention is causal and stays within a document.
             router_bias_LE: selection biases (non-gradient state, see balance.py).
-            valid_BS: tokens that are routed and counted; default segment_BS > 0.
+            group_BS: 0 for tokens that are not routed, else 1 + the group that they count in; default segment_BS > 0.
             cache: trains without; with it, queries see the slots before them that hold their document.
             slot: with a cache, the slot of the first new position, the same in all rows (prompts are left-padded).
 
@@ -156,17 +163,17 @@ class Backbone(nn.Module):
             BackboneOut.
         """
         cfg = self.cfg
-        valid_BS = segment_BS > 0 if valid_BS is None else valid_BS
+        group_BS = (segment_BS > 0).astype(jnp.int32) if group_BS is None else group_BS
         rotary = rope.table(position_BS, cfg.attention.rope, cfg.attention.theta)
         layers, cached_segment_BT = None, None
         if cache is not None:
             cached_segment_BT = jax.lax.dynamic_update_slice_in_dim(cache.segment_BT, segment_BS.astype(jnp.int32), slot, 1)
             layers = (cache.latent_L2BTC, cache.key_L2BTR)
         layer = nn.remat(LogicalLayer, prevent_cse=False) if cfg.remat == "full" else LogicalLayer
-        shared = (rotary, segment_BS, valid_BS, cached_segment_BT, slot)
+        shared = (rotary, segment_BS, group_BS, cached_segment_BT, slot)
         if self.has_variable("params", "layers_0"):
             x_BSD, (layers, stats) = self._one_by_one(x_BSD, router_bias_LE, layers, shared)
-            return self._out(x_BSD, layers, cached_segment_BT, stats, valid_BS)
+            return self._out(x_BSD, layers, cached_segment_BT, stats, group_BS)
         stack = nn.scan(
             layer,
             variable_axes={"params": 0, "intermediates": 0},
@@ -175,22 +182,22 @@ class Backbone(nn.Module):
             length=cfg.layers,
             unroll=min(cfg.unroll, cfg.layers),
         )
-        x_BSD, (layers, stats) = stack(cfg, self.axes, name="layers")(x_BSD, router_bias_LE, layers, *shared)
-        return self._out(x_BSD, layers, cached_segment_BT, stats, valid_BS)
+        x_BSD, (layers, stats) = stack(cfg, self.axes, self.groups, name="layers")(x_BSD, router_bias_LE, layers, *shared)
+        return self._out(x_BSD, layers, cached_segment_BT, stats, group_BS)
 
     def _one_by_one(self, x_BSD, bias_LE, layers, shared):
         """The layers of `unstack`ed parameters."""
         kept, stats = [], []
         for i in range(self.cfg.layers):
             own = None if layers is None else tuple(c[i] for c in layers)
-            x_BSD, (own, stat) = LogicalLayer(self.cfg, self.axes, name=f"layers_{i}")(x_BSD, bias_LE[i], own, *shared)
+            x_BSD, (own, stat) = LogicalLayer(self.cfg, self.axes, self.groups, name=f"layers_{i}")(x_BSD, bias_LE[i], own, *shared)
             kept.append(own)
             stats.append(stat)
         layers = None if layers is None else tuple(jnp.stack(parts) for parts in zip(*kept, strict=True))
         return x_BSD, (layers, jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats))
 
-    def _out(self, x_BSD, layers, cached_segment_BT, stats, valid_BS) -> BackboneOut:
+    def _out(self, x_BSD, layers, cached_segment_BT, stats, group_BS) -> BackboneOut:
         h_BSD = RMSNorm(self.cfg.norm_eps, name="final_norm")(x_BSD)
         cache = None if layers is None else Cache(*layers, cached_segment_BT)
-        router_z = (jnp.sum(stats.z_sum), jnp.sum(valid_BS, dtype=jnp.float32))
-        return BackboneOut(h_BSD, x_BSD, cache, stats.count_E, router_z, jnp.sum(stats.overflow))
+        router_z = (jnp.sum(stats.z_sum), jnp.sum(group_BS > 0, dtype=jnp.float32))
+        return BackboneOut(h_BSD, x_BSD, cache, stats.count_GR, router_z, jnp.sum(stats.overflow))

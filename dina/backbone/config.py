@@ -61,7 +61,8 @@ class NgramConfig:
     variant: str = "hf"  # 'hf', 'oe' or 'serving': see dina/backbone/ngram.py
     blank: str = "zero"  # text part of a speech position before the codes whose word is blank: 'zero', or 'row0' as released
     eos: int = 2
-    row_multiple: int = 128  # stored rows per table are rounded up to this
+    lookup: str = "gather"  # 'gather' (the truth) trains the tables as any parameter, 'exchange' by the rows read: dina/tables.py
+    row_multiple: int = 128  # stored rows per table are rounded up to this; 'exchange': a multiple of the number of devices
     init_std: float = 1.0
 
     @property
@@ -100,7 +101,7 @@ class BackboneConfig:
 
 SECTIONS = {"ngram": NgramConfig(), "visual_head": DepthConfig(), "audio_head": DepthConfig()}
 CHOICES = {"dispatch": ("dense", "gather", "ragged"), "balance": ("dynamic", "sign"), "variant": ("hf", "oe", "serving"),
-           "blank": ("zero", "row0"),
+           "blank": ("zero", "row0"), "lookup": ("gather", "exchange"),
            "decode": ("absorbed", "expanded"), "remat": ("none", "full"), "dtype": ("float32", "bfloat16")}
 
 

@@ -1,6 +1,6 @@
 """The sparse block: router, real experts through a dispatch, identity experts in place.
 
-Legend: B rows, S positions, N = B*S tokens, D width, E real experts, F hidden width. Source: backbone.md §1.4.
+Legend: B rows, S positions, N = B*S tokens, D width, E real experts, R all experts, F hidden width, G groups of tokens. Source: backbone.md §1.4.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from dina.backbone import dispatch
 from dina.backbone.config import ExpertsConfig
@@ -18,9 +18,9 @@ from dina.backbone.router import Router
 
 
 class RoutingStats(NamedTuple):
-    """Local sums over valid tokens: selections per expert, squared log-partition, pairs over buffer capacity."""
+    """Local sums over valid tokens: selections per group and expert, squared log-partition, pairs over buffer capacity."""
 
-    count_E: Int[Array, " E"]
+    count_GR: Int[Array, "G R"]
     z_sum: Float[Array, ""]
     overflow: Int[Array, ""]
 
@@ -32,21 +32,22 @@ class SparseFFN(nn.Module):
     dtype: str = "float32"
     gain: float = 1.0
     axes: tuple[str, ...] = ()
+    groups: int = 1
 
     @nn.compact
     def __call__(
-        self, u_BSD: Float[Array, "B S D"], bias_E: Float[Array, " R"], valid_BS: Bool[Array, "B S"]
+        self, u_BSD: Float[Array, "B S D"], bias_E: Float[Array, " R"], group_BS: Int[Array, "B S"]
     ) -> tuple[Float[Array, "B S D"], RoutingStats]:
         """Applies the chosen experts; the output of padding is exactly zero.
 
         Args:
             u_BSD: normalised input.
             bias_E: selection bias of all experts, identity ones included.
-            valid_BS: False for padding.
+            group_BS: 0 for padding, else as `Router` has it.
         """
         cfg, dtype, width = self.cfg, jnp.dtype(self.dtype), u_BSD.shape[-1]
         u_ND = u_BSD.reshape(-1, width)
-        routing = Router(cfg, name="router")(u_ND, bias_E, valid_BS.reshape(-1))
+        routing = Router(cfg, self.groups, name="router")(u_ND, bias_E, group_BS.reshape(-1))
         into = fan_in(1, 2, batch=(0,))
         weights = dispatch.Experts(
             self.param("gate", into, (cfg.real, width, cfg.hidden)).astype(dtype),
@@ -57,4 +58,4 @@ class SparseFFN(nn.Module):
         # Identity experts return the block's input under the same scaled weight (backbone.md §8.5).
         kept_N = jnp.sum(jnp.where(routing.expert_NK >= cfg.real, routing.weight_NK, 0.0), -1)
         y_ND = y_ND + kept_N[:, None] * u_ND.astype(jnp.float32)
-        return y_ND.reshape(u_BSD.shape).astype(u_BSD.dtype), RoutingStats(routing.count_E, routing.z_sum, overflow)
+        return y_ND.reshape(u_BSD.shape).astype(u_BSD.dtype), RoutingStats(routing.count_GE, routing.z_sum, overflow)

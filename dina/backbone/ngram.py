@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dina.backbone.config import NgramConfig
 from dina.backbone.norm import fan_in
+from dina.tables import READ
 
 ID_BITS = 21  # ids up to 2,097,151; the released joint vocabulary has 282,624 rows
 ABSENT = -1
@@ -66,12 +67,15 @@ class NgramEmbedding(nn.Module):
         """
         cfg, width = self.cfg, word_BSD.shape[-1]
         stored = stored_rows(cfg, self.vocab)
-        # A table's part starts with the spread of a word row drawn with the same `init_std`.
-        table_TRW = self.param("table", nn.initializers.normal(cfg.init_std), (cfg.tables, stored, width // cfg.tables))
         proj_TWD = self.param("proj", fan_in(1, 2, batch=(0,)), (cfg.tables, width // cfg.tables, width))
         row_BST, live_BST, divided_BS = rows(cfg, self.vocab, self.specials, ids_BS, segment_BS, history_BH)
-        flat_BST = row_BST + jnp.arange(cfg.tables, dtype=jnp.int32) * stored
-        found_BSTW = jnp.take(table_TRW.reshape(-1, width // cfg.tables), flat_BST, axis=0)
+        if self.has_variable("params", READ):  # the train step has read them
+            found_BSTW = self.get_variable("params", READ)
+        else:
+            # A table's part starts with the spread of a word row drawn with the same `init_std`.
+            table_TRW = self.param("table", nn.initializers.normal(cfg.init_std), (cfg.tables, stored, width // cfg.tables))
+            flat_BST = row_BST + jnp.arange(cfg.tables, dtype=jnp.int32) * stored
+            found_BSTW = jnp.take(table_TRW.reshape(-1, width // cfg.tables), flat_BST, axis=0)
         found_BSTW = jnp.where(live_BST[..., None], found_BSTW, 0).astype(word_BSD.dtype)
         sum_BSD = jnp.einsum("bstw,twd->bsd", found_BSTW, proj_TWD.astype(word_BSD.dtype))
         out_BSD = jnp.where(divided_BS[..., None], (word_BSD + sum_BSD) / (cfg.tables + 1), word_BSD)

@@ -1,6 +1,6 @@
 """Expert choice: softmax over real and identity experts, a bias that only selects, unbiased weights.
 
-Legend: N tokens, D width, E experts (real first, then identity), K selected. Source: reference/backbone.md §1.4.
+Legend: N tokens, D width, E experts (real first, then identity), K selected, G groups of tokens. Source: reference/backbone.md §1.4.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from dina.backbone.config import ExpertsConfig
 
@@ -21,23 +21,24 @@ class Routing(NamedTuple):
     expert_NK: Int[Array, "N K"]
     weight_NK: Float[Array, "N K"]
     probability_NE: Float[Array, "N E"]
-    count_E: Int[Array, " E"]
+    count_GE: Int[Array, "G E"]
     z_sum: Float[Array, ""]
 
 
 class Router(nn.Module):
-    """A linear classifier in float32 whatever the compute type is."""
+    """A linear classifier in float32 whatever the compute type is. `groups`: how many kinds of tokens are counted apart."""
 
     cfg: ExpertsConfig
+    groups: int = 1
 
     @nn.compact
-    def __call__(self, u_ND: Float[Array, "N D"], bias_E: Float[Array, " E"], valid_N: Bool[Array, " N"]) -> Routing:
+    def __call__(self, u_ND: Float[Array, "N D"], bias_E: Float[Array, " E"], group_N: Int[Array, " N"]) -> Routing:
         """Routes tokens.
 
         Args:
             u_ND: normalised input of the sparse block.
             bias_E: selection bias; it gets no gradient and never enters a weight.
-            valid_N: False for padding.
+            group_N: 0 for padding, else 1 + the group that a token counts in; it changes nothing else.
 
         Returns:
             Routing; weights are probability * cfg.scale, not renormalised; z_sum is the sum of logsumexp(z)^2.
@@ -47,8 +48,10 @@ class Router(nn.Module):
         z_NE = jnp.dot(u_ND.astype(jnp.float32), w_DE, precision=jax.lax.Precision.HIGHEST)
         p_NE = jax.nn.softmax(z_NE, axis=-1)
         expert_NK = jax.lax.top_k(jax.lax.stop_gradient(p_NE + bias_E), cfg.top_k)[1]
+        valid_N = group_N > 0
         chosen_NKE = expert_NK[..., None] == jnp.arange(cfg.total)
         weight_NK = cfg.scale * jnp.where(valid_N[:, None], jnp.sum(jnp.where(chosen_NKE, p_NE[:, None], 0.0), -1), 0.0)
-        count_E = jnp.sum(chosen_NKE & valid_N[:, None, None], (0, 1), dtype=jnp.int32)
+        counted = lambda group: jnp.sum(chosen_NKE & (group_N == group)[:, None, None], (0, 1), dtype=jnp.int32)
+        count_GE = jnp.stack([counted(1 + group) for group in range(self.groups)])
         z_sum = jnp.sum(jnp.where(valid_N, jnp.square(jax.nn.logsumexp(z_NE, -1)), 0.0))
-        return Routing(expert_NK, weight_NK, p_NE, count_E, z_sum)
+        return Routing(expert_NK, weight_NK, p_NE, count_GE, z_sum)

@@ -24,7 +24,7 @@ import ml_collections
 
 from dina.config import EXIT_INPUT, InputError
 from dina.data import canvases, corpus, espeak, mnist, spoken
-from dina.text import tokenizer
+from dina.text import released, tokenizer
 
 KINDS = ("images", "speech", "text")
 # What makes the data; the version of each is part of the cache key.
@@ -60,9 +60,29 @@ def directory(config: ml_collections.ConfigDict) -> pathlib.Path:
 
 
 def _text_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    if _released(config):
+        return ml_collections.ConfigDict({"algorithm": config.text.algorithm, "sha256": config.text.sha256})
     result = tokenizer.default_config()
     result.update({name: value for name, value in config.get("text", {}).items() if name in result})
     return result
+
+
+def _released(config: ml_collections.ConfigDict) -> bool:
+    return config.get("text", {}).get("algorithm") == released.ALGORITHM
+
+
+def _make_tokenizer(config: ml_collections.ConfigDict, work: pathlib.Path) -> pathlib.Path:
+    """Trains the tokenizer, or copies the released one."""
+    if not _released(config):
+        path = work / "tokenizer.model"
+        tokenizer.train_tokenizer(corpus.tokenizer_texts(config.data), path, **_text_config(config).to_dict())
+        return path
+    source, path = pathlib.Path(config.text.path), work / "tokenizer.json"
+    if not source.is_file():
+        raise InputError(f"config key text.path: no file {str(source)!r}; the released checkpoint has one")
+    if _sha256(source) != config.text.sha256:
+        raise InputError(f"config key text.path: {str(source)!r} is not the file that text.sha256 is of; make the config anew from it")
+    return pathlib.Path(shutil.copyfile(source, path))
 
 
 def versions() -> dict[str, str]:
@@ -106,11 +126,11 @@ def prepare(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | No
     """Makes the records, the text tokenizer and the manifest, unless they are there; all or nothing.
 
     Args:
-        config: the whole experiment; `data` and `text` (vocab_size, algorithm) count.
+        config: the whole experiment; `data` and `text` count.
         data_dir: parent folder of the cache; see `directory` for the default.
 
     Returns:
-        The folder: `images/`, `speech/`, `text/` (tfds), `tokenizer.model`, `manifest.json`.
+        The folder: `images/`, `speech/`, `text/` (tfds), `tokenizer.model` or a released `tokenizer.json`, `manifest.json`.
 
     Raises:
         InputError: a package is missing, or the config asks for the impossible.
@@ -147,7 +167,7 @@ def _build(config: ml_collections.ConfigDict, work: pathlib.Path) -> None:
     # Threads that wait for processes: images and speech are 20 s of Python each, and neither needs the other.
     with concurrent.futures.ThreadPoolExecutor(min(len(KINDS), _cores())) as pool:
         waiting = {kind: pool.submit(_build_kind, kind, config.data, work) for kind in KINDS}
-        tokenizer.train_tokenizer(corpus.tokenizer_texts(config.data), work / "tokenizer.model", **text.to_dict())
+        model = _make_tokenizer(config, work)
         made = {kind: future.result() for kind, future in waiting.items()}
     manifest = {
         "versions": versions(), "config": config.data.to_dict(), "text": text.to_dict(),
@@ -156,7 +176,7 @@ def _build(config: ml_collections.ConfigDict, work: pathlib.Path) -> None:
         "seconds": {kind: one["seconds"] for kind, one in made.items()},
         "sources": [{"name": name, "version": versions().get(name, platform.python_version()), "file": path.name,
                      "sha256": _sha256(path)} for name, path in sources.items()],
-        "tokenizer_sha256": _sha256(work / "tokenizer.model"),
+        "tokenizer_sha256": _sha256(model),
     }
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1, default=list))
 
@@ -191,6 +211,8 @@ def manifest(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | N
 
 
 def open_tokenizer(config: ml_collections.ConfigDict, specials=(),
-                   data_dir: pathlib.Path | str | None = None) -> tokenizer.TextTokenizer:
-    """The text tokenizer of this config; `specials` as for `TextTokenizer`. Raises as `require`."""
+                   data_dir: pathlib.Path | str | None = None) -> tokenizer.TextTokenizer | released.ReleasedTokenizer:
+    """The text tokenizer of this config; `specials` as for `TextTokenizer`, a released one has its own. Raises as `require`."""
+    if _released(config):
+        return released.ReleasedTokenizer(require(config, data_dir) / "tokenizer.json")
     return tokenizer.TextTokenizer(require(config, data_dir) / "tokenizer.model", specials)

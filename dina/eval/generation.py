@@ -19,12 +19,12 @@ import numpy as np
 from dina import model as models, stages
 from dina.audio import detokenizer, features, tokenizer as audio_tokenizer
 from dina.audio.vocoder import make_vocoder
-from dina.data import digits
+from dina.data import packing
 from dina.decode import batching, prompts
 from dina.eval import metrics
 from dina.eval.prompts import Question
 from dina.eval.speech_judge import Clip
-from dina.grammar import Speech, from_config
+from dina.grammar import Speech
 from dina.vision import detokenize, preprocess, tokenizer as visual_tokenizer
 
 PARTS = ("vision_encoder", "vision_quantizer", "pixel_decoder", "refiner", "audio_encoder", "audio_quantizer",
@@ -57,9 +57,7 @@ class Generator:
         self.config = config
         params, stats = stages.load_parts(config, workdir, list(PARTS))
         self.variables = {"params": params, "stats": stats}
-        text = digits.open_tokenizer(config)
-        self.vocabulary = from_config(config, text.encode)
-        self.text = digits.open_tokenizer(config, self.vocabulary.ids)
+        self.vocabulary, self.text = packing.open_vocabulary(config)
         names = {"params": models.PARTS, "stats": ("backbone",)}
         language = [{part: self.variables[kind][part] for part in parts} for kind, parts in names.items()]
         batches = dict(rows=config.eval.rows, prompt_step=config.eval.step, reply_step=config.eval.step)

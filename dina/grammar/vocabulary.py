@@ -190,11 +190,15 @@ def from_config(config, encode: Callable[[str], Sequence[int]] | None = None) ->
     """The vocabulary of an experiment.
 
     Args:
-        config: the experiment: text.vocab_size, audio.quantizer.sizes, vision.quantizer.sizes, vision.max_pixels.
+        config: the experiment: text.vocab_size, audio.quantizer.sizes, vision.quantizer.sizes, vision.max_pixels; and, of a
+            released text tokenizer, text.roles and text.row_multiple.
         encode: text to ids, for size tags; without it the vocabulary has the same ids but no size tags.
     """
-    vocabulary = Vocabulary(
-        config.text.vocab_size, audio=tuple(config.audio.quantizer.sizes), visual=tuple(config.vision.quantizer.sizes)
-    )
+    text, codes = config.text, {"audio": tuple(config.audio.quantizer.sizes), "visual": tuple(config.vision.quantizer.sizes)}
+    if "roles" in text:
+        roles = tuple(zip(SPECIALS[:3], text.roles, strict=True))
+        vocabulary = Vocabulary(text.vocab_size, RELEASED_SPECIALS, **codes, multiple=text.row_multiple, named=roles)
+    else:
+        vocabulary = Vocabulary(text.vocab_size, **codes)
     side = config.vision.patch * config.vision.merge
     return vocabulary.with_sizes(encode, grids(config.vision.max_pixels // side**2)) if encode else vocabulary

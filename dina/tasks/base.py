@@ -51,7 +51,13 @@ def merge_options(defaults: ConfigDict, stage) -> ConfigDict:
 
 
 class Task:
-    """One training run. Subclasses state which parts they own in `init`."""
+    """One training run. Subclasses state which parts they own in `init`.
+
+    Attributes:
+        tables: paths of parameters [T, R, W] that stay sharded by rows and are read through `table_rows` only.
+    """
+
+    tables: tuple[str, ...] = ()
 
     def __init__(self, config, stage):
         """Keeps the experiment's config and this stage's sub-config; builds modules, allocates nothing."""
@@ -74,6 +80,14 @@ class Task:
     def loss(self, params: Tree, stats: Tree, batch: Tree, key: jax.Array, axes: tuple[str, ...]) -> LossOut:
         """Sums over the local examples of `batch`; `key` is the step's, fold in `batch['example']`."""
         raise TypeError(f"{type(self).__name__} must define loss")
+
+    def table_rows(self, batch: Tree) -> dict[str, jax.Array]:
+        """Path of every table -> row of each table at every position of the local examples [B, ..., T], -1 = none.
+
+        `loss` then finds [B, ..., T, W], those rows and zeros, under `dina.tables.READ` beside the table's place.
+        """
+        del batch
+        return {}
 
     def update_stats(self, stats: Tree, updates: Tree, key: jax.Array, step: jax.Array) -> Tree:
         """Applies the non-gradient rules (codebook EMA, router balance) after the optimizer."""

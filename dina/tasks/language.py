@@ -7,7 +7,7 @@ weights of 1 give the released loss; with 'own', each by its own positions.
 
 The routers' selection biases are state without gradients: the loss counts selections, `update_stats` moves the biases.
 
-Shapes: B rows, S positions, L levels, G logical layers, E experts.
+Shapes: B rows, S positions, L levels, G logical layers, E experts, K kinds of input position.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from dina.tasks.base import LossOut, Sums, Task, Variables
 from dina.vision.tokenizer import make_tokenizer
 
 TERMS = ("text", "visual", "audio", "router_z", "hidden_z")
+NGRAM_TABLE = "embed/ngram/table"
 CODE_HEADS = {"visual": ("visual_head", "visual_index"), "audio": ("audio_head", "audio_index")}
 
 
@@ -43,6 +44,7 @@ class Language(Task):
         # The ids are all that training needs of the vocabulary; size tags come in as text ids of the batches.
         self.vocabulary = grammar.from_config(config)
         self.model = model_lib.build(config.model, self.vocabulary)
+        self.tables = (NGRAM_TABLE,) if self.model.ngram.lookup == "exchange" else ()
 
     def init(self, key: jax.Array) -> Variables:
         return model_lib.init(self.model, key)
@@ -82,12 +84,15 @@ class Language(Task):
             terms["router_z"] = out.router_z
         if "hidden_z" in wanted:
             terms["hidden_z"] = hidden_z(out.stream_BSD, batch["segment"])
-        counts_GE = sharding.psum(out.counts_LE, axes)
-        metrics = text_metrics(text) | expert_metrics(out.counts_LE, counts_GE, self.model.trunk.experts.real)
-        metrics["experts/overflow"] = out.overflow.astype(jnp.float32), jnp.sum(out.counts_LE, dtype=jnp.float32)
+        counts_GE = sharding.psum(jnp.sum(out.counts_LGE, 1), axes)
+        metrics = text_metrics(text) | expert_metrics(out.counts_LGE, counts_GE, self.model.trunk.experts.real)
+        metrics["experts/overflow"] = out.overflow.astype(jnp.float32), jnp.sum(out.counts_LGE, dtype=jnp.float32)
         for name, sums in codes.items():
             metrics |= code_metrics(name, sums)
         return LossOut(terms, metrics, {"router_counts": counts_GE})
+
+    def table_rows(self, batch: Any) -> dict[str, jax.Array]:
+        return {path: model_lib.ngram_rows(self.model, batch) for path in self.tables}
 
     def _terms(self, text, codes) -> Sums:
         """The cross-entropies as (sum, weight)."""
@@ -135,14 +140,18 @@ def code_metrics(name: str, sums) -> Sums:
     return out
 
 
-def expert_metrics(local_GE, total_GE, real: int) -> Sums:
-    """Load of the busiest and idlest real expert over the mean one (1 is even), and the share of identity experts."""
-    local_GE, load_GE = local_GE.astype(jnp.float32), total_GE[:, :real].astype(jnp.float32)
+def expert_metrics(local_GKE, total_GE, real: int) -> Sums:
+    """Load of the busiest and idlest real expert over the mean one (1 is even), the share of identity experts, overall
+    and by kind of input position (K: text, image, audio), and all shares, [G, K, E], which add up to 1."""
+    local_GKE, load_GE = local_GKE.astype(jnp.float32), total_GE[:, :real].astype(jnp.float32)
     load_GE = load_GE / jnp.maximum(jnp.mean(load_GE, axis=1, keepdims=True), 1e-9)
     # Extremes of the global counts are no sums: every device reports the same value once, and the mean keeps it.
     one = jnp.ones(())
-    return {
+    by_kind = {f"experts/zero_rate/{kind}": (jnp.sum(local_GKE[:, k, real:]), jnp.sum(local_GKE[:, k]))
+               for k, kind in enumerate(model_lib.INPUT_KINDS)}  # fmt: skip
+    return by_kind | {
+        "experts/share": (local_GKE, jnp.sum(local_GKE)),
         "experts/load_max": (jnp.mean(jnp.max(load_GE, axis=1)), one),
         "experts/load_min": (jnp.mean(jnp.min(load_GE, axis=1)), one),
-        "experts/zero_rate": (jnp.sum(local_GE[:, real:]), jnp.sum(local_GE)),
+        "experts/zero_rate": (jnp.sum(local_GKE[..., real:]), jnp.sum(local_GKE)),
     }

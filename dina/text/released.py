@@ -7,8 +7,12 @@ The specials' ids are asserted when the file is opened, because a port that shif
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
+
+import ml_collections
 
 from dina.config import InputError
 from dina.grammar.vocabulary import RELEASED_SPECIALS, Vocabulary
@@ -18,6 +22,8 @@ FIRST_SPECIAL = 131072
 PREFIX = "longcat_"
 MISSPELT = {"<video_place>": "<longcat_video_palce>"}
 CONTROL = {"<longcat_s>": 1, "</longcat_s>": 2}
+ALGORITHM = "released"  # config.text.algorithm of an experiment that uses this tokenizer
+_TAG = re.compile(r"</?[A-Za-z][A-Za-z0-9_]*>")
 ROLES = ("<system>", "<user>", "<assistant>")
 # What no source names is not asserted; the grammar never writes these.
 UNNAMED = tuple(name for name in RELEASED_SPECIALS if name.startswith(("<mask_", "<reserved_", "<video_")))
@@ -70,8 +76,32 @@ class ReleasedTokenizer:
             raise InputError(f"text tokenizer: {self.path}: special tokens have other ids than the released model's: {'; '.join(wrong[:8])}")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of text in which special tokens are written by their released names."""
+        """Ids of plain text: training data may hold anything, so a special token's name is text like any other."""
+        return self._encode(text, specials_are_text=True)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of text in which special tokens are written by their released names, or by the grammar's.
+
+        Raises:
+            InputError: a tag that is neither.
+        """
+        for match in _TAG.finditer(text):
+            name = match.group()
+            if self._tokenizer.token_to_id(self._spelt(name)) is None:
+                raise InputError(f"prompt: unknown special token {name!r} at character {match.start()}; known: {', '.join(RELEASED_SPECIALS)}")
+        return self._encode(_TAG.sub(lambda match: self._spelt(match.group()), text), specials_are_text=False)
+
+    @staticmethod
+    def _spelt(name: str) -> str:
+        return released_name(name) if name in (*RELEASED_SPECIALS, *ROLES) else name
+
+    def _encode(self, text: str, specials_are_text: bool) -> list[int]:
+        self._tokenizer.encode_special_tokens = specials_are_text
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def roles(self) -> tuple[int, ...]:
+        """Ids of the marks of system, user and assistant."""
+        return tuple(self._tokenizer.token_to_id(released_name(role)) for role in ROLES)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens as their names."""
@@ -83,17 +113,16 @@ class ReleasedTokenizer:
         Raises:
             InputError: a size tag is not its brackets, one id for every digit, and one for the space (backbone.md §5.1).
         """
-        roles = tuple((role, self._tokenizer.token_to_id(released_name(role))) for role in ROLES)
-        made = dataclasses.replace(base, named=roles).with_sizes(self.encode, grids)
+        made = dataclasses.replace(base, named=tuple(zip(ROLES, self.roles(), strict=True))).with_sizes(self.encode, grids)
         for h, w in made.size_ids:
             tag, ids = f"{h} {w}", list(made.size_tag(h, w))
-            whole = self.encode(released_name("<img_token_size>") + tag + released_name("</img_token_size>"))
+            whole = self.encode_prompt(released_name("<img_token_size>") + tag + released_name("</img_token_size>"))
             if whole != ids or len(ids) != len(tag) + 2:
                 raise InputError(f"text tokenizer: {self.path}: the size tag of {tag!r} is {whole}, not its brackets around {len(tag)} ids")
         return made
 
     def chat(self, messages: Sequence[Message | Mapping[str, str]], reply: bool = True) -> str:
-        """The chat as the released template writes it.
+        """The chat as the released template writes it, for `encode_prompt`.
 
         Args:
             messages: turns; an assistant's turn ends with the end token.
@@ -115,3 +144,21 @@ class ReleasedTokenizer:
                 content = content.removesuffix(trigger) if trigger else content
             parts.append(released_name(f"<{turn.role}>") + content + ("</longcat_s>" if turn.role == "assistant" else ""))
         return "".join(parts) + (released_name("<assistant>") + trigger if reply else "")
+
+
+def text_config(path: pathlib.Path | str, vocab_size: int = FIRST_SPECIAL, row_multiple: int = 1024) -> ml_collections.ConfigDict:
+    """`config.text` of an experiment whose text is that of a `tokenizer.json`.
+
+    Args:
+        path: the file; what it holds belongs to the experiment's identity, where it lies does not.
+        vocab_size: text ids.
+        row_multiple: of the joint table's stored rows.
+
+    Raises:
+        InputError: as `ReleasedTokenizer`.
+    """
+    roles, content = ReleasedTokenizer(path).roles(), pathlib.Path(path).read_bytes()
+    return ml_collections.ConfigDict({
+        "algorithm": ALGORITHM, "vocab_size": vocab_size, "path": str(path), "sha256": hashlib.sha256(content).hexdigest(),
+        "roles": roles, "row_multiple": row_multiple,
+    })  # fmt: skip

@@ -48,7 +48,7 @@ def test_documents_of_a_pack_equal_documents_alone():
         alone = run(cfg, params, x[:1, start:stop], position[:1, start:stop], np.ones((1, stop - start), np.int32), bias)
         np.testing.assert_allclose(packed.h_BSD[0, start:stop], alone.h_BSD[0], atol=1e-5)
     assert np.isfinite(packed.h_BSD).all()
-    assert int(packed.counts_LE.sum()) == cfg.layers * cfg.experts.top_k * int((segment > 0).sum())
+    assert int(packed.counts_LGE.sum()) == cfg.layers * cfg.experts.top_k * int((segment > 0).sum())
 
 
 @functools.cache

@@ -25,12 +25,12 @@ def test_identity_experts_return_the_input_times_the_scaled_probability(setting)
     y, stats = SparseFFN(CFG).apply(params, u, bias, valid)
     p = jax.nn.softmax(u @ params["params"]["router"]["classifier"], -1)
     np.testing.assert_allclose(y, jnp.where(valid[..., None], 3.0 * p[..., 4:].sum(-1, keepdims=True) * u, 0), rtol=1e-5)
-    np.testing.assert_array_equal(stats.count_E, [0, 0, 0, 0, 11, 11])
+    np.testing.assert_array_equal(stats.count_GR[0], [0, 0, 0, 0, 11, 11])
 
 
 def test_padding_is_zero_and_the_bias_has_no_gradient(setting):
     params, u, valid = setting
     y, stats = SparseFFN(CFG).apply(params, u, jnp.zeros(6), valid)
-    assert np.all(np.asarray(y)[~np.asarray(valid)] == 0) and int(stats.count_E.sum()) == 22
+    assert np.all(np.asarray(y)[~np.asarray(valid)] == 0) and int(stats.count_GR.sum()) == 22
     gradient = jax.grad(lambda b: jnp.sum(SparseFFN(CFG).apply(params, u, b, valid)[0] ** 2))(jnp.zeros(6))
     assert np.all(np.asarray(gradient) == 0)

@@ -37,4 +37,4 @@ def test_padding_has_no_weight_and_no_count():
     valid = jnp.arange(9) % 3 > 0
     _, _, out = route(jnp.zeros(6), valid)
     assert np.all(np.asarray(out.weight_NK)[::3] == 0)
-    np.testing.assert_array_equal(out.count_E, np.bincount(np.asarray(out.expert_NK)[np.asarray(valid)].ravel(), minlength=6))
+    np.testing.assert_array_equal(out.count_GE[0], np.bincount(np.asarray(out.expert_NK)[np.asarray(valid)].ravel(), minlength=6))

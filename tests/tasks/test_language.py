@@ -51,7 +51,7 @@ def test_a_level_weighs_a_quarter_of_a_word():
 
 
 def test_metrics_per_kind_add_up_and_padding_counts_nowhere():
-    out, batch = _out(), _batch()
+    out, batch, v = _out(), _batch(), tiny.VOCABULARY
     for name in ("text/nll", "text/accuracy"):
         parts = [out.metrics[f"{name}/{kind}"] for kind in KINDS]
         np.testing.assert_allclose(sum(float(x) for x, _ in parts), out.metrics[name][0], rtol=1e-5)
@@ -59,6 +59,10 @@ def test_metrics_per_kind_add_up_and_padding_counts_nowhere():
     layers, chosen = 2, 2
     routed = (batch["segment"] > 0).sum() * layers * chosen
     assert float(out.updates["router_counts"].sum()) == routed == float(out.metrics["experts/zero_rate"][1])
+    share, of = out.metrics["experts/share"]
+    batch_kinds = [(batch["segment"] > 0) & (batch["tokens"] != v.img_pad) & (batch["tokens"] != v.audio_pad), batch["tokens"] == v.img_pad, batch["tokens"] == v.audio_pad]
+    np.testing.assert_array_equal(np.sum(share, (0, 2)), [kind.sum() * layers * chosen for kind in batch_kinds])
+    assert float(of) == routed and float(sum(out.metrics[f"experts/zero_rate/{k}"][0] for k in model_lib.INPUT_KINDS)) == float(out.metrics["experts/zero_rate"][0])
     assert float(out.metrics["experts/load_max"][0]) >= 1 >= float(out.metrics["experts/load_min"][0])
 
 

@@ -41,7 +41,7 @@ def test_a_size_tag_is_seven_ids_for_two_digits_each(tokenizer):
     vocabulary = tokenizer.vocabulary(voc.released(), [(37, 37), (1, 4)])
     tag = vocabulary.size_tag(37, 37)
     assert len(tag) == 7 and tag[0] == 131090 and tag[-1] == 131091
-    assert list(tag) == tokenizer.encode("<longcat_img_token_size>37 37</longcat_img_token_size>")
+    assert list(tag) == tokenizer.encode_prompt("<longcat_img_token_size>37 37</longcat_img_token_size>")
     assert tokenizer.decode(tag[1:-1]) == "37 37"
     assert vocabulary.img_start == 131106 and vocabulary.audiotext_pad == 131122 and vocabulary.user == 5
 
@@ -50,7 +50,7 @@ def test_a_chat_has_no_separators_and_moves_the_trigger(tokenizer):
     turns = [Message("system", "S"), Message("user", "hi"), Message("assistant", "yes"), {"role": "user", "content": "paint<longcat_img_start>"}]
     assert tokenizer.chat(turns) == ("<longcat_system>S<longcat_user>hi<longcat_assistant>yes</longcat_s><longcat_user>paint"
                                      "<longcat_assistant><longcat_img_start>")  # fmt: skip
-    ids = tokenizer.encode(tokenizer.chat([Message("user", "say it<longcat_audiogen_start>")]))
+    ids = tokenizer.encode_prompt(tokenizer.chat([Message("user", "say it<longcat_audiogen_start>")]))
     assert ids[0] == 5 and ids[-2:] == [6, 131123]
     assert tokenizer.chat(turns[:3], reply=False).endswith("yes</longcat_s>")
     # Inside a turn a tag is content.
@@ -59,8 +59,13 @@ def test_a_chat_has_no_separators_and_moves_the_trigger(tokenizer):
 
 def test_text_comes_back(tokenizer):
     text = "Grüße, 世界 <longcat_audio_start>"
-    ids = tokenizer.encode(text)
+    ids = tokenizer.encode_prompt(text)
     assert ids[-1] == 131103 and tokenizer.decode(ids) == text and 1 not in ids
+    plain = tokenizer.encode(text)
+    assert len(plain) > len(ids) and max(plain) < 131072 and tokenizer.decode(plain) == text
+    assert tokenizer.encode_prompt("<audio_start>") == [131103]
+    with pytest.raises(InputError, match="unknown special token '<video>' at character 2"):
+        tokenizer.encode_prompt("a <video>")
 
 
 def test_other_ids_are_refused_by_name(tmp_path):

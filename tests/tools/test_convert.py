@@ -11,12 +11,15 @@ import pytest
 import safetensors.numpy
 from ml_collections import ConfigDict
 
-from dina import checkpoint, stages
+from dina import checkpoint, config as configs, sharding, stages, step as steps
 from dina import model as model_lib
 from dina.config import InputError
-from dina.convert import plan
+from dina.convert import plan, settings
 from dina.convert.released import INDEX, Released
+from dina.data import digits as digits_data
+from dina.text.released import ReleasedTokenizer
 from experiments import digits
+from tests.text import test_released
 from tools.bench import synthetic
 from tools import convert
 
@@ -261,6 +264,7 @@ def test_a_stage_starts_from_an_import(tmp_path):
         "num_layers": m.layers, "hidden_size": m.width, "num_attention_heads": a.heads, "q_lora_rank": a.q_rank, "kv_lora_rank": a.kv_rank,
         "qk_nope_head_dim": a.nope, "qk_rope_head_dim": a.rope, "v_head_dim": a.v, "ffn_hidden_size": m.ffn, "n_routed_experts": e.real,
         "zero_expert_num": e.zero, "moe_topk": e.top_k, "expert_ffn_hidden_size": e.hidden,
+        "rope_theta": a.theta, "routed_scaling_factor": e.scale, "rms_norm_eps": m.norm_eps,
     }  # fmt: skip
     kept = {name: what for name, what in synthetic.tensors(c).items() if name.startswith("model.layers.") or name == "model.norm.weight"}
     synthetic.write_tensors(tmp_path / "in", kept, c)
@@ -270,15 +274,81 @@ def test_a_stage_starts_from_an_import(tmp_path):
     config.stages.prealign.init_from = ConfigDict({"backbone": "released"})
     before = stages.stage_identity(config, "prealign")
     task = stages.make_task(config, "prealign")
-    found = stages.initial_variables(config, "prealign", task, tmp_path / "w")
+    mesh = sharding.make_mesh({"data": 8}, jax.devices())
+    like = steps.abstract_state(task, config.stages.prealign, mesh)
+    found = stages.initial_variables(config, "prealign", task, tmp_path / "w", like)
     abstract = jax.eval_shape(lambda: task.init(jax.random.key(0)))
     assert jax.tree.map(lambda x: (x.shape, x.dtype), found) == jax.tree.map(lambda x: (x.shape, x.dtype), abstract)
+    up = found["params"]["backbone"]["layers"]["experts"]["up"]
+    assert "data" in up.sharding.spec and up.addressable_shards[0].data.size * 8 == up.size  # each device its slice
     source = Released(tmp_path / "in").read("model.layers.1.mlp.experts.2.up_proj.weight")
     np.testing.assert_array_equal(found["params"]["backbone"]["layers"]["experts"]["up"][1, 2], source.T.astype(np.float32))
     config.imports.released = "another"
     assert stages.stage_identity(config, "prealign") != before
     with pytest.raises(InputError, match="holds a run of another config"):
-        stages.initial_variables(config, "prealign", task, tmp_path / "w")
+        stages.initial_variables(config, "prealign", task, tmp_path / "w", like)
+    config.imports.released, config.model.attention.theta = record["identity"], 123.0
+    with pytest.raises(InputError, match=r"released/backbone: config.model.attention.theta is 123.0, the imported weights have"):
+        stages.initial_variables(config, "prealign", task, tmp_path / "w", like)
     config.stages.prealign.init_from = ConfigDict({"backbone": "unknown"})
     with pytest.raises(InputError, match="stage or import 'unknown' does not exist"):
         stages.stage_identity(config, "prealign")
+
+
+def _language(tmp_path):
+    """A workdir with an import that has the released text vocabulary, and the experiment that goes on from it."""
+    c = synthetic.SMALL | {"text_vocab_size": 131072, "text_vocab_plus_multimodal_special_token_size": 131125, "vocab_size": 132096}
+    listed = synthetic.tensors(c, audio=(16, 8, 8), visual=(32, 32))
+    synthetic.write_tensors(tmp_path / "in", listed, c, shard_bytes=10**8)
+    test_released.write(tmp_path / "in" / "tokenizer.json")
+    assert attempt(tmp_path / "in", tmp_path) == 0
+    return configs.load(f"experiments/finetune.py:{tmp_path / 'w'},smoke")
+
+
+def test_an_experiment_takes_model_vocabulary_and_text_from_an_import(tmp_path):
+    config = _language(tmp_path)
+    assert config.model.width == 64 and config.model.unroll == 1 and config.model.ngram.blank == "row0"
+    task = stages.make_task(config, "sft")
+    mesh = sharding.make_mesh({"data": 2}, jax.devices()[:2])
+    like = steps.abstract_state(task, config.stages.sft, mesh)
+    found = stages.initial_variables(config, "sft", task, tmp_path / "w", like)
+    table = Released(tmp_path / "in").read("model.embed_tokens.weight")
+    np.testing.assert_array_equal(found["params"]["embed"]["table"][: len(table)], table.astype(np.float32))
+    assert task.vocabulary.audiotext_pad == 131122 and task.vocabulary.user == 5
+    identity = stages.stage_identity(config, "sft")
+    with config.unlocked():
+        config.text.path = "elsewhere"
+        assert stages.stage_identity(config, "sft") == identity
+        config.text.sha256 = "other"
+        assert stages.stage_identity(config, "sft") != identity
+        config.model.ngram.blank = "zero"
+        with pytest.raises(InputError, match=r"released/embed: config.model.ngram.blank is 'zero', the imported weights have 'row0'"):
+            stages.initial_variables(config, "sft", task, tmp_path / "w", like)
+        config.model.ngram.blank = "row0"
+        # The same sizes, other ids: only names tell.
+        record = checkpoint.finished(tmp_path / "w" / "released")
+        record["vocabulary"]["specials"] = record["vocabulary"]["specials"][::-1]
+        with pytest.raises(InputError, match="has other specials than the imported one"):
+            settings.check(record, config, ["lm_head"], "here")
+
+
+def test_text_of_a_released_tokenizer_is_prepared_once_and_by_content(tmp_path):
+    config = _language(tmp_path)
+    (tmp_path / "data").mkdir()
+    path = digits_data._make_tokenizer(config, tmp_path / "data")
+    assert ReleasedTokenizer(path).encode_prompt("<user>a") == [5, ReleasedTokenizer(path).encode("a")[0]]
+    same = digits_data.cache_path(config)
+    with config.unlocked():
+        config.text.path = str(path)
+        assert digits_data.cache_path(config) == same
+        config.text.sha256 = "other"
+    assert digits_data.cache_path(config) != same
+    with pytest.raises(InputError, match="is not the file that text.sha256 is of"):
+        digits_data._make_tokenizer(config, tmp_path / "data")
+
+
+def test_an_experiment_without_an_import_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="holds no imported language side; `python -m tools.convert import`"):
+        configs.load(f"experiments/finetune.py:{tmp_path}")
+    with pytest.raises(InputError, match="needs the workdir of the import"):
+        configs.load("experiments/finetune.py")

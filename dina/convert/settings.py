@@ -1,0 +1,97 @@
+"""An experiment that goes on from an imported checkpoint: its settings from the import, and whether they still agree.
+
+Shapes do not tell a rotary base, an expert scale, or 4 n-gram orders in 4 splits from 5 in 3; a model with another one
+loads and is wrong. So the import's record decides, and a stage that takes its weights is refused where a setting differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import ml_collections
+
+from dina import checkpoint, grammar
+from dina.config import InputError
+from dina.text import released
+
+# What weights mean besides their shapes, by the part that they belong to: dotted keys of config.model.
+MEANING = {
+    "backbone": ("norm_eps", "attention.heads", "attention.theta", "attention.nope", "attention.rope", "attention.v", "experts.zero", "experts.top_k",
+                 "experts.scale"),
+    "embed": ("ngram.order", "ngram.splits", "ngram.ratio", "ngram.variant", "ngram.blank", "ngram.eos"),
+    "visual_head": ("visual_head.heads",), "audio_head": ("audio_head.heads",),
+}  # fmt: skip
+# Our own of every part: how it is computed, balanced or started.
+OWN = {"experts": ("dispatch", "capacity_factor", "balance", "balance_rate", "balance_half_life", "balance_floor", "target_top_k"),
+       "attention": ("block", "decode"), "ngram": ("lookup", "init_std"), "": ("dtype", "remat", "unroll", "losses", "code_start")}  # fmt: skip
+SPEAKS = ("embed", "lm_head")  # parts whose rows are ids
+FILES = "files"  # folder of what a checkpoint holds besides tensors
+
+
+def apply(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+    """Gives an experiment the model, the vocabulary and the text tokenizer of an import.
+
+    Args:
+        config: gets model, text, the quantizers' sizes and imports; everything that is no property of the weights (dispatch,
+            balance, remat, losses, ...) stays.
+        folder: `<workdir>/released`, as tools.convert made it.
+
+    Raises:
+        InputError: no import, none of the language side, or one without tokenizer.json.
+    """
+    record = checkpoint.finished(folder)
+    if record is None or not record["model"]:
+        raise InputError(f"{folder} holds no imported language side; `python -m tools.convert import` makes it")
+    found = ml_collections.ConfigDict(record["model"])
+    for section, keys in OWN.items():
+        ours, target = _section(config.model, section), _section(found, section)
+        with target.ignore_type():  # a weight of levels is one number or one each
+            for key in keys:
+                target[key] = ours[key]
+    vocabulary = record["vocabulary"]
+    config.model = found
+    config.text = released.text_config(folder / FILES / "tokenizer.json", vocabulary["text"], vocabulary["multiple"])
+    config.vision.quantizer.sizes, config.audio.quantizer.sizes = tuple(vocabulary["visual"]), tuple(vocabulary["audio"])
+    config.imports = ml_collections.ConfigDict({folder.name: record["identity"]})
+
+
+def _section(config, name: str):
+    return config[name] if name else config
+
+
+def check(record: Mapping[str, Any], config: ml_collections.ConfigDict, parts: Collection[str], where: str) -> None:
+    """Raises InputError if `parts` of an import mean something else in this experiment.
+
+    Args:
+        record: the import's.
+        config: the experiment.
+        parts: what is taken over.
+        where: names the import in errors.
+    """
+    if not record["model"]:
+        return
+    for part in parts:
+        for key in MEANING.get(part, ()):
+            theirs, ours = _at(record["model"], key), _at(config.model, key)
+            if theirs != ours:
+                raise InputError(f"{where}/{part}: config.model.{key} is {ours!r}, the imported weights have {theirs!r}")
+    if set(parts) & set(SPEAKS):
+        ours, theirs = dataclasses.asdict(grammar.from_config(config)), record["vocabulary"]
+        for name in ("text", "specials", "audio", "visual"):
+            if _plain(ours[name]) != _plain(theirs[name]):
+                raise InputError(
+                    f"{where}: the experiment's vocabulary has other {name} than the imported one; dina.convert.settings.apply takes it over"
+                )
+
+
+def _at(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree[name]
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
