@@ -27,7 +27,7 @@ class Log:
         name: shown on the progress bar.
         steps: the stage's total steps.
         first: the step that this process starts from; lines of later steps, written before an interruption, are cut.
-        arrays_every: steps between two lines of arrays; the last step has one too.
+        arrays_every: arrays are written where a logged step is a multiple of it, and at the last step.
     """
 
     def __init__(self, folder: pathlib.Path, name: str, steps: int, first: int, arrays_every: int = 100):

@@ -66,8 +66,10 @@ def default_config() -> ml_collections.ConfigDict:
     # Matrices that Muon moves instead of AdamW: patterns of [..., in, out], leading axes being stacked matrices, or
     # (pattern, in, out): so many last axes make the rows and the columns, as in [D, heads, size]: (pattern, 1, 2).
     c.muon = ()
-    c.tables = "adam"  # of tables that are read by rows only (model.ngram.lookup 'exchange'): 'adam' or 'rowwise', see dina/tables.py
     c.muon_rate = 10.0  # their learning rate over `learning_rate`: an orthogonal update has norm 1, not 1 per entry
+    # Hashed tables [..., rows, width] that `rowwise` moves instead of AdamW, as patterns. AdamW, as released, moves every row
+    # at every step, those that no example read by what is left of their moments; it keeps two more values for each.
+    c.rowwise = ()
     return c
 
 
@@ -114,10 +116,16 @@ def make(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
         return {path: u * multiplier(config, path) for path, u in updates.items()}, state
 
     direction = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    others = {}
     if config.muon:
         sides = [(entry, 1, 1) if isinstance(entry, str) else tuple(entry) for entry in config.muon]
-        kinds = lambda flat: {path: "muon" if matches(path, [s[0] for s in sides]) else "adam" for path in flat}
-        direction = optax.partition({"adam": direction, "muon": muon(config.muon_rate, sides)}, kinds)
+        others["muon"] = muon(config.muon_rate, sides), [pattern for pattern, _, _ in sides]
+    if config.rowwise:
+        others["rowwise"] = rowwise(config.beta2, config.epsilon), config.rowwise
+    if others:
+        kind = lambda path: next((name for name, (_, patterns) in others.items() if matches(path, patterns)), "adam")
+        ways = {"adam": direction} | {name: way for name, (way, _) in others.items()}
+        direction = optax.partition(ways, lambda flat: {path: kind(path) for path in flat})
     return optax.chain(
         direction,
         optax.add_decayed_weights(config.weight_decay, lambda flat: {p: decays(p, x) for p, x in flat.items()}),
@@ -157,6 +165,26 @@ def muon(rate: float, sides: Sequence[tuple[str, int, int]]) -> optax.GradientTr
 
     turn = optax.contrib.scale_by_muon(weight_dimension_numbers=axes)
     return optax.chain(turn, optax.GradientTransformation(lambda _: optax.EmptyState(), scale))
+
+
+def rowwise(decay: float, epsilon: float) -> optax.GradientTransformation:
+    """Each row's gradient over the root of its own mean square: one value of state a row, no first moment, and lazy.
+
+    A row without a gradient neither moves nor forgets: a rare one would otherwise lose its scale between two readings.
+    The first gradient sets the scale, later ones move it as `decay` says.
+    """
+
+    def init(params):
+        return jax.tree.map(lambda x: jnp.zeros_like(x[..., 0]), params)
+
+    def update(grads, second, params=None):
+        del params
+        square = jax.tree.map(lambda g: jnp.mean(jnp.square(g), -1), grads)
+        moved = lambda v, s: jnp.where(s > 0, jnp.where(v > 0, decay * v + (1 - decay) * s, s), v)
+        second = jax.tree.map(moved, second, square)
+        return jax.tree.map(lambda g, v: g / (jnp.sqrt(v) + epsilon)[..., None], grads, second), second
+
+    return optax.GradientTransformation(init, update)
 
 
 def average(mean: Flat, new: Flat, decay: float, step: jax.Array) -> Flat:

@@ -32,7 +32,7 @@ TASKS = {
 }
 # What changes speed and memory only (DESIGN §4.4): dotted paths by section.
 SPEED = {
-    "model": ("remat", "unroll", "losses.text_chunk", "losses.code_chunk", "losses.remat"),
+    "model": ("remat", "unroll", "ngram.lookup", "losses.text_chunk", "losses.code_chunk", "losses.remat"),
     "vision": ("encoder.remat", "pixel_decoder.remat", "refiner.remat"),
 }
 DATA_JOBS = ("data", "codes", "codes:images", "codes:speech")

@@ -26,15 +26,12 @@ State = dict[str, Any]
 def init_state(task: Task, stage, variables: Any) -> State:
     """The full train state around `variables` ({'params', 'stats'})."""
     trainable, _ = optim.split(variables["params"], stage.train)
-    tables = {path: trainable[path] for path in task.tables if path in trainable}
     state = {
         "step": jnp.zeros((), jnp.int32),
         "params": variables["params"],
         "stats": variables["stats"],
-        "opt": optim.make(stage.optimizer).init(_without(trainable, tables)),
+        "opt": optim.make(stage.optimizer).init(trainable),
     }
-    if tables:
-        state["tables"] = {path: row_tables.init(stage.optimizer.tables, x) for path, x in tables.items()}
     if stage.ema_decay > 0:
         state["ema"] = jax.tree.map(jnp.copy, trainable)
     return state
@@ -46,19 +43,14 @@ def abstract_state(task: Task, stage, mesh: jax.sharding.Mesh) -> State:
     def build():
         return init_state(task, stage, task.init(jax.random.key(0)))
 
-    shapes = jax.eval_shape(build)
-    abstract = sharding.place(shapes, mesh)
+    abstract = sharding.place(jax.eval_shape(build), mesh)
+    flat = optim.flatten(abstract["params"])
     for path in task.tables:
-        put = lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
-        flat = optim.flatten(abstract["params"])
         row_tables.check(flat[path].shape, mesh, path)
-        abstract["params"] = optim.unflatten(flat | {path: put(flat[path], row_tables.spec())})
-        if path in abstract.get("ema", {}):
-            abstract["ema"][path] = put(abstract["ema"][path], row_tables.spec())
-        if path in abstract.get("tables", {}):
-            own = abstract["tables"][path]
-            abstract["tables"][path] = jax.tree.map(put, own, row_tables.state_spec(own))
-    return abstract
+    # A table's moments and averages lie where its rows do: whatever has its shape, or that without the width.
+    own = {shape for path in task.tables for shape in (flat[path].shape, flat[path].shape[:2])}
+    place = jax.sharding.NamedSharding(mesh, row_tables.spec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) if x.shape in own else x, abstract)
 
 
 def result(state: State) -> Any:
@@ -117,40 +109,36 @@ def make_train_step(task: Task, stage, seed: int, mesh: jax.sharding.Mesh) -> Ca
         loss_key, stats_key = jax.random.split(key)
         others, still = _without(trainable, whole), _without(frozen, whole)
         rest = {"frozen": still, "stats": state["stats"], "key": loss_key}
-        rows, found = row_tables.read(whole, task.table_rows, batch, mesh) if whole else ({}, {})
+        rows, found, rounds = row_tables.read(whole, task.table_rows, batch, mesh) if whole else ({}, {}, None)
         gathered = sharding.gathered((others, rest))
-        outputs, of_rows = sharding.on_batch_shards(local, mesh)(gathered, (found, batch))
-        grads, totals, updates = outputs
+        (grads, totals, updates), of_rows = sharding.on_batch_shards(local, mesh)(gathered, (found, batch))
         grads = jax.tree.map(lambda g, p: jax.reshard(g, jax.typeof(p).sharding.spec), grads, others)
+        trained = {path: x for path, x in whole.items() if path in trainable}
+        if trained:
+            grads |= row_tables.give_back(trained, of_rows, rows, mesh)
         means = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in totals["terms"].items()}
         loss = sum(coefficients[name] * mean for name, mean in means.items())
-        metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in totals["metrics"].items()}
         norm = optax.tree.norm(grads)
-        tables, table_states = {}, {}
-        if "tables" in state:
-            rates = {path: rate * optim.multiplier(stage.optimizer, path) for path in state["tables"]}
-            args = ({path: whole[path] for path in rates}, state["tables"], of_rows, rows, rates, norm, jnp.isfinite(loss))
-            tables, table_states, norm, rounds = row_tables.move(*args, stage.optimizer, mesh)
-            metrics["tables/rounds"] = rounds
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-        changes, opt = tx.update(optim.clip(grads, norm, stage.optimizer.clip_norm), state["opt"], others)
-        moved = tables | {path: x + rate * changes[path] for path, x in others.items()}
+        changes, opt = tx.update(optim.clip(grads, norm, stage.optimizer.clip_norm), state["opt"], trainable)
+        moved = {path: x + rate * changes[path] for path, x in trainable.items()}
         new = {
             "step": state["step"],
-            "params": optim.unflatten(frozen | {path: whole[path] for path in tables} | _without(moved, tables)),
+            "params": optim.unflatten(frozen | moved),
             "stats": _update_stats(task, stage, state, updates, stats_key),
             "opt": opt,
         }
         if "ema" in state:
             new["ema"] = optim.average(state["ema"], moved, stage.ema_decay, state["step"])
-        new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, {name: state[name] for name in new})
-        if tables:  # guarded row by row: a choice between whole tables would keep both in memory
-            new |= {"params": optim.unflatten(optim.flatten(new["params"]) | tables), "tables": table_states}
+        new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
         new["step"] = state["step"] + 1
+        metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in totals["metrics"].items()}
         metrics |= {f"loss/{name}": mean for name, mean in means.items()}
         metrics |= {"loss": loss, "grad_norm": norm, "refused": 1.0 - finite.astype(jnp.float32)}
         metrics["learning_rate"] = rate
+        if whole:
+            metrics["tables/rounds"] = rounds.astype(jnp.float32)
         return new, metrics
 
     return step

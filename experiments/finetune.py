@@ -30,6 +30,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.unlock()
     c.name = "finetune"
     settings.apply(c, pathlib.Path(workdir) / "released")
+    c.model.ngram.lookup = "exchange"
+    with c.ignore_type():  # the released weights of losses, whatever the number of levels
+        c.model.losses.update({"visual_level": 0.25, "audio_level": 0.25})
     for name in ("prealign", "pretrain", "midtrain"):
         del c.stages[name]
     parts = c.stages.sft.init_from

@@ -82,3 +82,17 @@ def test_muon_takes_several_axes_as_one_side_of_a_matrix():
     with pytest.raises(InputError, match="optimizer.muon: a/1 has shape"):
         tx = optim.make(config)
         tx.update(grads, tx.init(params), params)
+
+
+def test_rowwise_scales_rows_by_their_own_gradients_and_leaves_the_others_alone():
+    random, tx = np.random.default_rng(0), optim.rowwise(0.9, 1e-8)
+    params = {"t": jnp.asarray(random.normal(size=(2, 6, 3)), jnp.float32)}
+    state, second = tx.init(params), np.zeros((2, 6))
+    for n in range(4):
+        grad = random.normal(size=(2, 6, 3)) * (random.random((2, 6, 1)) < 0.5) * 10.0**n
+        square = np.mean(grad**2, -1)
+        second = np.where(square > 0, np.where(second > 0, 0.9 * second + 0.1 * square, square), second)
+        updates, state = tx.update({"t": jnp.asarray(grad, jnp.float32)}, state, params)
+        np.testing.assert_allclose(state["t"], second, rtol=1e-5)
+        np.testing.assert_allclose(updates["t"], grad / (np.sqrt(second) + 1e-8)[..., None], rtol=1e-5)
+        assert n > 0 or np.all(np.isclose(np.sqrt(np.mean(np.square(updates["t"]), -1)), square > 0))

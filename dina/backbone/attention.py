@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from dina.backbone import rope
 from dina.backbone.config import AttentionConfig
-from dina.backbone.linear import product
+from dina.backbone.linear import Turned, product, weight
 from dina.backbone.norm import RMSNorm, fan_in
 
 LATENT_EPS = 1e-6  # both inner norms, whatever the trunk's epsilon is (backbone.md §1.3)
@@ -58,8 +58,8 @@ class MLA(nn.Module):
         cfg, dtype, width = self.cfg, jnp.dtype(self.dtype), x_BSD.shape[-1]
         shapes = {"q_a": (width, cfg.q_rank), "q_b": (cfg.q_rank, cfg.heads, cfg.nope + cfg.rope),
                   "kv_a": (width, cfg.kv_rank + cfg.rope), "kv_b": (cfg.kv_rank, cfg.heads, cfg.nope + cfg.v)}
-        w = {name: self.param(name, fan_in(0, tuple(range(1, len(s)))), s) for name, s in shapes.items()}
-        o_HVD = self.param("o", fan_in((0, 1), 2, gain=self.gain), (cfg.heads, cfg.v, width))
+        w = {name: weight(self, name, fan_in(0, tuple(range(1, len(s)))), s) for name, s in shapes.items()}
+        o_HVD = weight(self, "o", fan_in((0, 1), 2, gain=self.gain), (cfg.heads, cfg.v, width))
         # The query scale sqrt(D/Q) and the softmax scale act on rank Q instead of on S x T scores: the map is linear.
         q_scale = math.sqrt(width / cfg.q_rank) / math.sqrt(cfg.nope + cfg.rope)
         q_BSQ = RMSNorm(LATENT_EPS, name="q_norm")(product(x_BSD, w["q_a"], self.dtype)) * q_scale
@@ -78,7 +78,8 @@ class MLA(nn.Module):
             y_BSHV = form(cfg, q_BSHK, *(c.astype(dtype) for c in cache), w["kv_b"].astype(dtype), segment_BS, cached_segment_BT, slot)
         y_BSHV = jnp.where((segment_BS > 0)[:, :, None, None], y_BSHV, 0)
         y_BSX = y_BSHV.reshape(*x_BSD.shape[:2], cfg.heads * cfg.v)
-        return product(y_BSX, o_HVD.reshape(-1, width), self.dtype), cache
+        o_XD = o_HVD if isinstance(o_HVD, Turned) else o_HVD.reshape(-1, width)
+        return product(y_BSX, o_XD, self.dtype), cache
 
 
 def write(cache_BTX: Array, new_BSX: Array, slot: Int[Array, ""] | int) -> Array:

@@ -19,8 +19,11 @@ from dina.backbone import rope
 from dina.backbone.attention import MLA
 from dina.backbone.config import BackboneConfig
 from dina.backbone.experts import SparseFFN
-from dina.backbone.linear import product
+from dina.backbone.linear import product, turn, weight
 from dina.backbone.norm import RMSNorm, fan_in
+
+
+FEW_ROWS = 16  # decoded together: up to here reading weights is what a step takes
 
 
 @jax.tree_util.register_dataclass
@@ -63,10 +66,23 @@ def init_cache(cfg: BackboneConfig, batch: int, length: int) -> Cache:
     return Cache(*zeros, jnp.zeros((batch, length), jnp.int32))
 
 
-def unstack(cfg: BackboneConfig, params: dict) -> dict:
-    """Parameters with one subtree a layer, for decoding: a loop over stacked ones copies each layer's weights first."""
+def serve(cfg: BackboneConfig, params: dict, rows: int) -> dict:
+    """Parameters for decoding `rows` rows together: on a CPU and for few rows, one subtree a layer (a loop over stacked ones
+    copies each layer's weights first) and, from two rows on, matrices as few rows want them; otherwise as they are."""
+    if jax.default_backend() != "cpu" or rows > FEW_ROWS:
+        return params
     rest = {name: tree for name, tree in params.items() if name != "layers"}
-    return rest | {f"layers_{i}": jax.tree.map(lambda x: x[i], params["layers"]) for i in range(cfg.layers)}
+    layers = {f"layers_{i}": jax.tree.map(lambda x: x[i], params["layers"]) for i in range(cfg.layers)}
+    if rows == 1:
+        return rest | layers
+    for layer in layers.values():
+        for i in (0, 1):
+            attention, ffn = layer[f"attention_{i}"], layer[f"ffn_{i}"]
+            o_HVD = attention["o"]
+            turned = {name: turn(attention[name]) for name in ("q_a", "q_b", "kv_a")}
+            layer[f"attention_{i}"] = attention | turned | {"o": turn(o_HVD.reshape(-1, o_HVD.shape[-1]))}
+            layer[f"ffn_{i}"] = {name: turn(w) for name, w in ffn.items()}
+    return rest | layers
 
 
 class DenseFFN(nn.Module):
@@ -80,9 +96,9 @@ class DenseFFN(nn.Module):
     def __call__(self, u_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """down(silu(gate(u)) * up(u))."""
         width = u_BSD.shape[-1]
-        gate_BSF = product(u_BSD, self.param("gate", fan_in(), (width, self.hidden)), self.dtype)
-        up_BSF = product(u_BSD, self.param("up", fan_in(), (width, self.hidden)), self.dtype)
-        down_FD = self.param("down", fan_in(gain=self.gain), (self.hidden, width))
+        gate_BSF = product(u_BSD, weight(self, "gate", fan_in(), (width, self.hidden)), self.dtype)
+        up_BSF = product(u_BSD, weight(self, "up", fan_in(), (width, self.hidden)), self.dtype)
+        down_FD = weight(self, "down", fan_in(gain=self.gain), (self.hidden, width))
         return product(jax.nn.silu(gate_BSF.astype(jnp.float32)) * up_BSF, down_FD, self.dtype)
 
 
@@ -186,7 +202,7 @@ class Backbone(nn.Module):
         return self._out(x_BSD, layers, cached_segment_BT, stats, group_BS)
 
     def _one_by_one(self, x_BSD, bias_LE, layers, shared):
-        """The layers of `unstack`ed parameters."""
+        """The layers of `serve`d parameters."""
         kept, stats = [], []
         for i in range(self.cfg.layers):
             own = None if layers is None else tuple(c[i] for c in layers)

@@ -61,7 +61,7 @@ class NgramConfig:
     variant: str = "hf"  # 'hf', 'oe' or 'serving': see dina/backbone/ngram.py
     blank: str = "zero"  # text part of a speech position before the codes whose word is blank: 'zero', or 'row0' as released
     eos: int = 2
-    lookup: str = "gather"  # 'gather' (the truth) trains the tables as any parameter, 'exchange' by the rows read: dina/tables.py
+    lookup: str = "gather"  # 'gather' (the truth) has whole tables on every device, 'exchange' moves the rows that are read: dina/tables.py
     row_multiple: int = 128  # stored rows per table are rounded up to this; 'exchange': a multiple of the number of devices
     init_std: float = 1.0
 

@@ -117,13 +117,22 @@ def gather(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK, axes: tuple[
 
 
 def few(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK):
-    """Each chosen expert once, on all of a few tokens; experts that nobody chose are not read."""
+    """Each chosen expert is read once, and multiplies, one at a time, the tokens that chose it.
+
+    XLA:CPU multiplies one row at the speed of memory (18 GB/s, [1, 512] x [512, 1024]), eight rows together at 3.
+    """
     key_P = jnp.sort(key_NK.reshape(-1))
     first_P = (key_P < cfg.real) & (key_P != jnp.concatenate([jnp.full(1, -1, key_P.dtype), key_P[:-1]]))
 
     def chosen(u_ND, key):
-        one = Experts(*(jax.lax.dynamic_index_in_dim(x, key, keepdims=False) for x in w))
-        return _weighted(key, one, u_ND, key_NK, weight_NK)
+        own = Experts(*(jax.lax.dynamic_index_in_dim(x, key, keepdims=False) for x in w))
+
+        def token(_, at):
+            u_D, key_K, weight_K = at
+            run = lambda u_D: _weighted(key, own, u_D[None], key_K[None], weight_K[None])[0]
+            return None, jax.lax.cond(jnp.any(key_K == key), run, lambda u_D: jnp.zeros(u_D.shape, jnp.float32), u_D)
+
+        return jax.lax.scan(token, None, (u_ND, key_NK, weight_NK))[1]
 
     @jax.checkpoint
     def one(sum_ND, at):

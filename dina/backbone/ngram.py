@@ -67,7 +67,6 @@ class NgramEmbedding(nn.Module):
         """
         cfg, width = self.cfg, word_BSD.shape[-1]
         stored = stored_rows(cfg, self.vocab)
-        proj_TWD = self.param("proj", fan_in(1, 2, batch=(0,)), (cfg.tables, width // cfg.tables, width))
         row_BST, live_BST, divided_BS = rows(cfg, self.vocab, self.specials, ids_BS, segment_BS, history_BH)
         if self.has_variable("params", READ):  # the train step has read them
             found_BSTW = self.get_variable("params", READ)
@@ -76,6 +75,7 @@ class NgramEmbedding(nn.Module):
             table_TRW = self.param("table", nn.initializers.normal(cfg.init_std), (cfg.tables, stored, width // cfg.tables))
             flat_BST = row_BST + jnp.arange(cfg.tables, dtype=jnp.int32) * stored
             found_BSTW = jnp.take(table_TRW.reshape(-1, width // cfg.tables), flat_BST, axis=0)
+        proj_TWD = self.param("proj", fan_in(1, 2, batch=(0,)), (cfg.tables, width // cfg.tables, width))
         found_BSTW = jnp.where(live_BST[..., None], found_BSTW, 0).astype(word_BSD.dtype)
         sum_BSD = jnp.einsum("bstw,twd->bsd", found_BSTW, proj_TWD.astype(word_BSD.dtype))
         out_BSD = jnp.where(divided_BS[..., None], (word_BSD + sum_BSD) / (cfg.tables + 1), word_BSD)

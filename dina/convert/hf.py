@@ -16,6 +16,7 @@ REQUIRED: dict[str, tuple] = {
 }  # fmt: skip
 # target_topk 8 of moe_topk 12 in the official fine-tuning code (backbone.md §7.3): two thirds of what a token chooses.
 REAL_SHARE = 2 / 3
+ROW_MULTIPLE = 8192  # stored n-gram rows are cut among as many devices; 0.08 % more than released
 
 
 def backbone(c: Mapping[str, Any], **settings: Any) -> BackboneConfig:
@@ -49,7 +50,7 @@ def ngram(c: Mapping[str, Any]) -> NgramConfig:
     No defaults: orders and splits of 4 and 4 make as many tables as 5 and 3, so that shapes would not tell them apart.
     """
     return NgramConfig(order=_get(c, "emb_neighbor_num"), splits=_get(c, "emb_split_num"), ratio=_get(c, "ngram_vocab_size_ratio"),
-                       variant="hf", blank="row0", eos=_get(c, "eos_token_id"))
+                       variant="hf", blank="row0", eos=_get(c, "eos_token_id"), row_multiple=ROW_MULTIPLE)
 
 
 def _get(c: Mapping[str, Any], name: str) -> int | float:

@@ -25,8 +25,9 @@ MEANING = {
     "visual_head": ("visual_head.heads",), "audio_head": ("audio_head.heads",),
 }  # fmt: skip
 # Our own of every part: how it is computed, balanced or started.
-OWN = {"experts": ("dispatch", "capacity_factor", "balance", "balance_rate", "balance_half_life", "balance_floor", "target_top_k"),
-       "attention": ("block", "decode"), "ngram": ("lookup", "init_std"), "": ("dtype", "remat", "unroll", "losses", "code_start")}  # fmt: skip
+OWN = {"experts": ("dispatch", "capacity_factor", "balance", "balance_rate", "balance_half_life", "balance_floor"),
+       "attention": ("block", "decode"), "ngram": ("lookup", "init_std"), "visual_head": ("loss_chunk", "dtype"), "audio_head": ("loss_chunk", "dtype"),
+       "": ("dtype", "remat", "unroll", "losses", "code_start")}  # fmt: skip
 SPEAKS = ("embed", "lm_head")  # parts whose rows are ids
 FILES = "files"  # folder of what a checkpoint holds besides tensors
 
@@ -52,6 +53,8 @@ def apply(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
             for key in keys:
                 target[key] = ours[key]
     vocabulary = record["vocabulary"]
+    if tuple(vocabulary["specials"]) != grammar.RELEASED_SPECIALS:
+        raise InputError(f"{folder}: its {len(vocabulary['specials'])} special tokens are not the released model's {len(grammar.RELEASED_SPECIALS)}")
     config.model = found
     config.text = released.text_config(folder / FILES / "tokenizer.json", vocabulary["text"], vocabulary["multiple"])
     config.vision.quantizer.sizes, config.audio.quantizer.sizes = tuple(vocabulary["visual"]), tuple(vocabulary["audio"])
@@ -89,6 +92,8 @@ def check(record: Mapping[str, Any], config: ml_collections.ConfigDict, parts: C
 
 def _at(tree: Any, key: str) -> Any:
     for name in key.split("."):
+        if name not in tree:
+            raise InputError(f"the import's record lacks {key}; import the checkpoint again")
         tree = tree[name]
     return tree
 

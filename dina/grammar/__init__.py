@@ -7,7 +7,7 @@ from dina.grammar.spans import (
     ABSENT, Cost, Document, Image, Span, Speech, Text, canonical, cost, draw_delay, empty, encode, text_label, write,
 )
 from dina.grammar.parse import decode
-from dina.grammar.vocabulary import SPECIALS, Vocabulary, from_config, grids, released
+from dina.grammar.vocabulary import RELEASED_SPECIALS, SPECIALS, Vocabulary, from_config, grids, released
 
 __all__ = [
     "ABSENT", "SPECIALS", "Cost", "Document", "Image", "Span", "Speech", "Text", "Vocabulary", "canonical", "cost",

@@ -83,11 +83,11 @@ class ReleasedTokenizer:
         """Ids of text in which special tokens are written by their released names, or by the grammar's.
 
         Raises:
-            InputError: a tag that is neither.
+            InputError: a tag that begins as theirs and is none; any other one is text, as code has them.
         """
         for match in _TAG.finditer(text):
             name = match.group()
-            if self._tokenizer.token_to_id(self._spelt(name)) is None:
+            if PREFIX in name and self._tokenizer.token_to_id(name) is None:
                 raise InputError(f"prompt: unknown special token {name!r} at character {match.start()}; known: {', '.join(RELEASED_SPECIALS)}")
         return self._encode(_TAG.sub(lambda match: self._spelt(match.group()), text), specials_are_text=False)
 

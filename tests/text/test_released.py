@@ -64,8 +64,9 @@ def test_text_comes_back(tokenizer):
     plain = tokenizer.encode(text)
     assert len(plain) > len(ids) and max(plain) < 131072 and tokenizer.decode(plain) == text
     assert tokenizer.encode_prompt("<audio_start>") == [131103]
-    with pytest.raises(InputError, match="unknown special token '<video>' at character 2"):
-        tokenizer.encode_prompt("a <video>")
+    with pytest.raises(InputError, match="unknown special token '<longcat_video>' at character 2"):
+        tokenizer.encode_prompt("a <longcat_video>")
+    assert tokenizer.encode_prompt("a List<String>") == tokenizer.encode("a List<String>")
 
 
 def test_other_ids_are_refused_by_name(tmp_path):

@@ -16,7 +16,7 @@ from dina import model as model_lib
 from dina.config import InputError
 from dina.convert import plan, settings
 from dina.convert.released import INDEX, Released
-from dina.data import digits as digits_data
+from dina.data import digits as digits_data, packing
 from dina.text.released import ReleasedTokenizer
 from experiments import digits
 from tests.text import test_released
@@ -315,6 +315,15 @@ def test_an_experiment_takes_model_vocabulary_and_text_from_an_import(tmp_path):
     table = Released(tmp_path / "in").read("model.embed_tokens.weight")
     np.testing.assert_array_equal(found["params"]["embed"]["table"][: len(table)], table.astype(np.float32))
     assert task.vocabulary.audiotext_pad == 131122 and task.vocabulary.user == 5
+    assert config.model.experts.target_top_k == 2.0 and config.model.experts.dispatch == "gather"  # 8 of 12 as released, ours
+    # It takes a step.
+    with jax.set_mesh(mesh):
+        state = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), steps.init_state(task, config.stages.sft, found), like)
+        batch = packing.blank_batch(config, config.stages.sft)
+        batch["tokens"][:, :4], batch["segment"][:, :4], batch["text_weight"][:, 1:4] = 7, 1, 1.0
+        step = jax.jit(steps.make_train_step(task, config.stages.sft, 0, mesh))
+        state, values = step(state, sharding.put_batch(batch, mesh), np.float32(1e-3))
+        assert np.isfinite(float(values["loss"])) and float(values["refused"]) == 0 and values["tables/rounds"] >= 1
     identity = stages.stage_identity(config, "sft")
     with config.unlocked():
         config.text.path = "elsewhere"

@@ -61,7 +61,7 @@ def decode(batch: int) -> Workload:
     released, variables, cfg = random_weights(CONFIG)
     ids = np.random.default_rng(1).integers(3, CONFIG["vocab_size"], (batch, PROMPT))
     run, tokens = jax.jit(functools.partial(_greedy, cfg)), jnp.asarray(ids, jnp.int32)
-    served = jax.block_until_ready(jax.jit(functools.partial(block.unstack, cfg))(variables["params"]["backbone"]))
+    served = jax.block_until_ready(jax.jit(functools.partial(block.serve, cfg, rows=batch))(variables["params"]["backbone"]))
     variables = variables | {"params": variables["params"] | {"backbone": served}}
     return Workload(
         name=f"batch {batch}", ours=lambda: run(variables, tokens), peer="lm_decode", config=CONFIG | {"bench": {"new": NEW}},
