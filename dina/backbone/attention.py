@@ -9,6 +9,7 @@ N/R/V per-head sizes without rotation, with rotation, and of values; K = N + R. 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -18,11 +19,25 @@ from jaxtyping import Array, Float, Int
 
 from dina.backbone import rope
 from dina.backbone.config import AttentionConfig
-from dina.backbone.linear import Turned, product, weight
+from dina.backbone.linear import Served, Turned, product, weight
 from dina.backbone.norm import RMSNorm, fan_in
 
 LATENT_EPS = 1e-6  # both inner norms, whatever the trunk's epsilon is (backbone.md §1.3)
 MASKED = -1e30
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Absorbed(Served):
+    """kv_b as the absorbed form multiplies it: every head's matrix for itself, which a step would otherwise copy so."""
+
+    key_HNC: Float[Array, "H N C"]
+    value_HCV: Float[Array, "H C V"]
+
+
+def absorb(kv_b_CHX: Float[Array, "C H X"], nope: int) -> Absorbed:
+    """Splits and transposes."""
+    return Absorbed(jnp.transpose(kv_b_CHX[..., :nope], (1, 2, 0)), jnp.transpose(kv_b_CHX[..., nope:], (1, 0, 2)))
 
 
 class MLA(nn.Module):
@@ -75,7 +90,8 @@ class MLA(nn.Module):
         else:
             cache = (write(cache[0], latent_BSC, slot), write(cache[1], key_BSR, slot))
             form = {"absorbed": attend_absorbed, "expanded": attend_expanded}[cfg.decode]
-            y_BSHV = form(cfg, q_BSHK, *(c.astype(dtype) for c in cache), w["kv_b"].astype(dtype), segment_BS, cached_segment_BT, slot)
+            kv_b = jax.tree.map(lambda x: x.astype(dtype), w["kv_b"])
+            y_BSHV = form(cfg, q_BSHK, *(c.astype(dtype) for c in cache), kv_b, segment_BS, cached_segment_BT, slot)
         y_BSHV = jnp.where((segment_BS > 0)[:, :, None, None], y_BSHV, 0)
         y_BSX = y_BSHV.reshape(*x_BSD.shape[:2], cfg.heads * cfg.v)
         o_XD = o_HVD if isinstance(o_HVD, Turned) else o_HVD.reshape(-1, width)
@@ -129,11 +145,20 @@ def attend_expanded(cfg, q_BSHK, latent_BTC, key_BTR, kv_b_CHX, segment_BS, segm
     return attend(q_BSHK, k_BTHK, v_BTHV, segment_BS, segment_BT, jnp.asarray(slot), 0)
 
 
-def attend_absorbed(cfg, q_BSHK, latent_BTC, key_BTR, kv_b_CHX, segment_BS, segment_BT, slot) -> Array:
-    """Cached attention on the latents: q' = W_k q meets c, and the mix of latents passes W_v once per query."""
-    q_BSHC = jnp.einsum("bshn,chn->bshc", q_BSHK[..., : cfg.nope], kv_b_CHX[..., : cfg.nope])
-    scores = jnp.einsum("bshc,btc->bhst", q_BSHC, latent_BTC)
-    scores += jnp.einsum("bshr,btr->bhst", q_BSHK[..., cfg.nope :], key_BTR)
-    p = probabilities(scores, visible(segment_BS, segment_BT, slot)).astype(latent_BTC.dtype)
-    mixed_BSHC = jnp.einsum("bhst,btc->bshc", p, latent_BTC)
-    return jnp.einsum("bshc,chv->bshv", mixed_BSHC, kv_b_CHX[..., cfg.nope :])
+def attend_absorbed(cfg, q_BSHK, latent_BTC, key_BTR, kv_b, segment_BS, segment_BT, slot) -> Array:
+    """Cached attention on the latents: q' = W_k q meets c, and the mix of latents passes W_v once per query.
+
+    P: heads and queries of a row together.
+    """
+    kv_b = kv_b if isinstance(kv_b, Absorbed) else absorb(kv_b, cfg.nope)
+    rows, length, heads = q_BSHK.shape[:3]
+    # Products of stacked matrices with the stack in front: XLA:CPU takes the same as einsum over [b, s, h, x] two to three
+    # times as long (8 rows, 8 heads, 128 slots: 109 us against 287 for the mix, 65 and 62 against 123 and 105 around it).
+    by_head = lambda x_BSHX: jnp.swapaxes(x_BSHX.reshape(rows * length, heads, -1), 0, 1)
+    by_row = lambda x_HNX: jnp.moveaxis(x_HNX.reshape(heads, rows, length, -1), 0, 1).reshape(rows, heads * length, -1)
+    q_BPC, turned_BPR = by_row(by_head(q_BSHK[..., : cfg.nope]) @ kv_b.key_HNC), by_row(by_head(q_BSHK[..., cfg.nope :]))
+    scores = q_BPC @ jnp.swapaxes(latent_BTC, 1, 2) + turned_BPR @ jnp.swapaxes(key_BTR, 1, 2)
+    p = probabilities(scores.reshape(rows, heads, length, -1), visible(segment_BS, segment_BT, slot)).astype(latent_BTC.dtype)
+    mixed_BPC = p.reshape(rows, heads * length, -1) @ latent_BTC
+    mixed_HNC = jnp.moveaxis(mixed_BPC.reshape(rows, heads, length, -1), 1, 0).reshape(heads, rows * length, -1)
+    return jnp.swapaxes(mixed_HNC @ kv_b.value_HCV, 0, 1).reshape(rows, length, heads, -1)

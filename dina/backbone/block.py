@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from dina.backbone import rope
-from dina.backbone.attention import MLA
+from dina.backbone.attention import MLA, absorb
 from dina.backbone.config import BackboneConfig
 from dina.backbone.experts import SparseFFN
 from dina.backbone.linear import product, turn, weight
@@ -73,15 +73,17 @@ def serve(cfg: BackboneConfig, params: dict, rows: int) -> dict:
         return params
     rest = {name: tree for name, tree in params.items() if name != "layers"}
     layers = {f"layers_{i}": jax.tree.map(lambda x: x[i], params["layers"]) for i in range(cfg.layers)}
-    if rows == 1:
-        return rest | layers
     for layer in layers.values():
         for i in (0, 1):
             attention, ffn = layer[f"attention_{i}"], layer[f"ffn_{i}"]
-            o_HVD = attention["o"]
-            turned = {name: turn(attention[name]) for name in ("q_a", "q_b", "kv_a")}
-            layer[f"attention_{i}"] = attention | turned | {"o": turn(o_HVD.reshape(-1, o_HVD.shape[-1]))}
-            layer[f"ffn_{i}"] = {name: turn(w) for name, w in ffn.items()}
+            if cfg.attention.decode == "absorbed":
+                attention = attention | {"kv_b": absorb(attention["kv_b"], cfg.attention.nope)}
+            if rows > 1:
+                o_HVD = attention["o"]
+                turned = {name: turn(attention[name]) for name in ("q_a", "q_b", "kv_a")}
+                attention = attention | turned | {"o": turn(o_HVD.reshape(-1, o_HVD.shape[-1]))}
+                ffn = {name: turn(w) for name, w in ffn.items()}
+            layer[f"attention_{i}"], layer[f"ffn_{i}"] = attention, ffn
     return rest | layers
 
 

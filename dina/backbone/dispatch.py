@@ -1,8 +1,8 @@
 """Three equal ways to run real experts on the tokens that chose them; identity experts and padding never come here.
 
 'dense' runs every expert on every token and masks: the truth. 'gather' moves chosen tokens into one bounded buffer
-per expert and sends what does not fit through 'dense', so no token is ever lost; a handful of tokens, as in decoding,
-read the chosen experts only. 'ragged' sorts the
+per expert, and what does not fit through the same buffers again, so no token is ever lost; a handful of tokens, as in
+decoding, read the chosen experts only. 'ragged' sorts the
 (token, expert) pairs by expert and multiplies row groups (`lax.ragged_dot`; on some TPU generations that compiles to
 a dense loop over experts, reference/tpu.md §4).
 
@@ -81,39 +81,51 @@ def _weighted(index, w: Experts, u_ND, key_NK, weight_NK):
 
 
 def capacity(cfg: ExpertsConfig, tokens: int) -> int:
-    """Buffer rows per expert: the balanced expectation with its margin, a multiple of 8, at most one per token."""
-    chosen = cfg.target_top_k or cfg.top_k * cfg.real / cfg.total
-    return min(tokens, 8 * math.ceil(cfg.capacity_factor * tokens * chosen / cfg.real / 8))
+    """Buffer rows per expert: the balanced expectation with its margin, a multiple of 8, at most one per token.
+
+    The margin is `capacity_factor`, and for few tokens three deviations of a count of that mean.
+    """
+    mean = tokens * (cfg.target_top_k or cfg.top_k * cfg.real / cfg.total) / cfg.real
+    return min(tokens, 8 * math.ceil(max(cfg.capacity_factor * mean, mean + 3 * math.sqrt(mean)) / 8))
 
 
 def gather(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK, axes: tuple[str, ...]):
-    """Bounded buffers; pairs that find theirs full are added by `dense`, so the sum is exact and rarely slow.
+    """Bounded buffers; pairs that find theirs full wait for the next round, so the sum is exact and rarely slow.
 
-    The buffers are outside the conditional, so that its backward pass keeps nothing but the branch's inputs.
+    The first round is outside the conditional, so that its backward pass keeps nothing but the branch's inputs.
     """
     rows = capacity(cfg, len(u_ND))
     if rows == len(u_ND):  # so few tokens that reading weights is all the cost: only those that somebody chose
         return few(cfg, w, u_ND, key_NK, weight_NK), jnp.int32(0)
     order_P, start_E, count_E = sort_pairs(cfg.real, key_NK)
-    plan = buffer_plan(rows, key_NK, order_P, start_E, count_E)
-    x_ECD = spread(u_ND, plan.token_Q, plan.row_NK).reshape(cfg.real, rows, -1)
-    gate_ECF = jnp.einsum("ecd,edf->ecf", x_ECD, w.gate_EDF).astype(jnp.float32)
-    hidden_ECF = (jax.nn.silu(gate_ECF) * jnp.einsum("ecd,edf->ecf", x_ECD, w.up_EDF)).astype(u_ND.dtype)
-    y_ECD = jnp.einsum("ecf,efd->ecd", hidden_ECF, w.down_EFD)
-    y_ND = combine(y_ECD.reshape(cfg.real * rows, -1), weight_NK, plan)
-    spilled_NK = (plan.row_NK < 0) & (key_NK < cfg.real)
-    overflow = jnp.sum(spilled_NK, dtype=jnp.int32)
 
-    @jax.checkpoint  # keeps only the branch's inputs for its backward pass
-    def slow(w, u_ND, weight_NK):
-        return dense(cfg, w, u_ND, key_NK, weight_NK)[0]
+    def round_(number, w, u_ND, weight_NK):
+        plan = buffer_plan(rows, key_NK, order_P, start_E + number * rows, count_E - number * rows)
+        x_ECD = spread(u_ND, plan.token_Q, plan.row_NK).reshape(cfg.real, rows, -1)
+        gate_ECF = jnp.einsum("ecd,edf->ecf", x_ECD, w.gate_EDF).astype(jnp.float32)
+        hidden_ECF = (jax.nn.silu(gate_ECF) * jnp.einsum("ecd,edf->ecf", x_ECD, w.up_EDF)).astype(u_ND.dtype)
+        y_ECD = jnp.einsum("ecf,efd->ecd", hidden_ECF, w.down_EFD)
+        return combine(y_ECD.reshape(cfg.real * rows, -1), weight_NK, plan)
+
+    def waiting(number):
+        return jnp.sum(jnp.maximum(count_E - number * rows, 0), dtype=jnp.int32)
 
     def nothing(w, u_ND, weight_NK):
         del w, weight_NK
         return jnp.zeros(u_ND.shape, jnp.float32)
 
-    some = sharding.psum(overflow, axes) > 0
-    return y_ND + jax.lax.cond(some, slow, nothing, w, u_ND, jnp.where(spilled_NK, weight_NK, 0.0)), overflow
+    @jax.checkpoint  # keeps only the branch's inputs for its backward pass
+    def slow(*args):
+        @jax.checkpoint
+        def more(sum_ND, number):
+            some = sharding.psum(waiting(number), axes) > 0
+            return sum_ND + jax.lax.cond(some, functools.partial(round_, number), nothing, *args), None
+
+        return jax.lax.scan(more, nothing(*args), jnp.arange(1, -(-len(u_ND) // rows)))[0]
+
+    overflow = waiting(1)
+    y_ND = round_(0, w, u_ND, weight_NK)
+    return y_ND + jax.lax.cond(sharding.psum(overflow, axes) > 0, slow, nothing, w, u_ND, weight_NK), overflow
 
 
 def few(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK):
@@ -169,12 +181,12 @@ def inverse(order_P):
 
 
 def buffer_plan(rows: int, key_NK, order_P, start_E, count_E) -> Plan:
-    """Buffer row e * rows + c holds the c-th pair of expert e."""
+    """Buffer row e * rows + c holds the c-th pair of expert e; a count may be negative."""
     place_C = jnp.arange(rows)
     source_EC = jnp.clip(start_E[:, None] + place_C, 0, len(order_P) - 1)
     pair_Q = jnp.where(place_C < count_E[:, None], order_P[source_EC], -1).reshape(-1)
     rank_NK = inverse(order_P).reshape(key_NK.shape) - jnp.append(start_E, 0)[key_NK]
-    inside_NK = (key_NK < len(start_E)) & (rank_NK < rows)
+    inside_NK = (key_NK < len(start_E)) & (rank_NK >= 0) & (rank_NK < rows)
     row_NK = jnp.where(inside_NK, key_NK * rows + rank_NK, -1)
     return Plan(jnp.where(pair_Q < 0, -1, pair_Q // key_NK.shape[1]), pair_Q, row_NK)
 
