@@ -29,7 +29,7 @@ from dina.optim import flatten, unflatten
 
 BLOCK_BYTES = 64 * 2**20  # a released tensor larger than this is copied in blocks of its first axis
 STRIP = 32  # values of the last axis
-IN_FLIGHT = 4  # regions being written at once
+IN_FLIGHT = 12  # regions being written at once: 38 s where 4 took 47 (9.5 GB)
 
 
 @dataclasses.dataclass(frozen=True)
