@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from dina import checkpoint, sharding, stages, train
+from dina import checkpoint, sharding, stages, step as steps, train
 from dina.config import InputError
 from tests import toy
 

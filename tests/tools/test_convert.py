@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from dina import checkpoint, config as configs, sharding, stages, step as steps
 from dina import model as model_lib
 from dina.config import InputError
-from dina.convert import plan, settings
+from dina.convert import plan, settings, stream
 from dina.convert.released import INDEX, Released
 from dina.data import digits as digits_data, packing
 from dina.text.released import ReleasedTokenizer
@@ -245,6 +245,26 @@ def test_a_full_disk_is_said_and_leaves_nothing(released, tmp_path, monkeypatch)
     with pytest.raises(InputError, match="could not be written and was removed .*No space left"):
         attempt(released, tmp_path)
     assert not (tmp_path / "w" / "released").exists()
+
+
+def test_a_killed_import_is_no_import_and_is_not_in_the_way(released, imported, tmp_path, monkeypatch):
+    regions, seen = stream._regions, []
+
+    def killed(*args):
+        seen.append(args)
+        if len(seen) > 20:
+            raise KeyboardInterrupt  # as SIGKILL: nothing cleans up
+        return regions(*args)
+
+    monkeypatch.setattr(stream, "_regions", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert.main(["import", "--checkpoint", str(released), "--workdir", str(tmp_path / "w")])
+    assert (tmp_path / "w" / "released").exists() and checkpoint.finished(tmp_path / "w" / "released") is None
+    with pytest.raises(InputError, match="holds no import"):
+        convert.main(["export", "--workdir", str(tmp_path / "w"), "--out", str(tmp_path / "out")])
+    monkeypatch.undo()
+    assert attempt(released, tmp_path) == 0
+    jax.tree.map(np.testing.assert_array_equal, *(checkpoint.result(w / "released") for w in (tmp_path / "w", imported)))
 
 
 def test_a_trained_part_that_the_import_lacks_is_not_dropped(released, tmp_path):
