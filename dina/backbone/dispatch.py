@@ -25,6 +25,9 @@ from dina import sharding
 from dina.backbone.config import ExpertsConfig
 
 
+FEW_TOKENS = 16
+
+
 class Experts(NamedTuple):
     """SwiGLU weights of all real experts, in the compute type."""
 
@@ -95,7 +98,7 @@ def gather(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK, axes: tuple[
     The first round is outside the conditional, so that its backward pass keeps nothing but the branch's inputs.
     """
     rows = capacity(cfg, len(u_ND))
-    if rows == len(u_ND):  # so few tokens that reading weights is all the cost: only those that somebody chose
+    if rows == len(u_ND) <= FEW_TOKENS:  # so few tokens that reading weights is all the cost: only those that somebody chose
         return few(cfg, w, u_ND, key_NK, weight_NK), jnp.int32(0)
     order_P, start_E, count_E = sort_pairs(cfg.real, key_NK)
 
