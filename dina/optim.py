@@ -94,26 +94,19 @@ def decays(path: str, x: jax.Array) -> bool:
     return x.ndim >= 2 and not any(word in path for word in ("embed", "table")) and "norm" not in module and "bias" not in leaf
 
 
-def multiplier(config: ml_collections.ConfigDict, path: str) -> float:
-    """The learning rate of `path` over `learning_rate`."""
-    return next((float(m) for pattern, m in config.multipliers if matches(path, [pattern])), 1.0)
-
-
-def clip(grads: Any, norm: jax.Array, limit: float) -> Any:
-    """Gradients scaled down to a global norm of `limit` where `norm`, that of all of them, is above it."""
-    return jax.tree.map(lambda g: jnp.where(norm < limit, g, g / norm.astype(g.dtype) * limit), grads)
-
-
 def make(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """AdamW and per-group multipliers over a flat dict of trainable arrays, for a learning rate of 1.
+    """Clip, AdamW and per-group multipliers over a flat dict of trainable arrays, for a learning rate of 1.
 
-    The caller clips (`clip`), and multiplies by the rate: as an argument of the compiled step, and no constant in it,
-    stages that differ in their schedule only share one compiled program.
+    The caller multiplies by the rate: as an argument of the compiled step, and no constant in it, stages that differ
+    in their schedule only share one compiled program.
     """
+
+    def multiplier(path: str) -> float:
+        return next((float(m) for pattern, m in config.multipliers if matches(path, [pattern])), 1.0)
 
     def scale_groups(updates, state, params=None):
         del params
-        return {path: u * multiplier(config, path) for path, u in updates.items()}, state
+        return {path: u * multiplier(path) for path, u in updates.items()}, state
 
     direction = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
     others = {}
@@ -127,6 +120,7 @@ def make(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
         ways = {"adam": direction} | {name: way for name, (way, _) in others.items()}
         direction = optax.partition(ways, lambda flat: {path: kind(path) for path in flat})
     return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
         direction,
         optax.add_decayed_weights(config.weight_decay, lambda flat: {p: decays(p, x) for p, x in flat.items()}),
         optax.GradientTransformation(lambda _: optax.EmptyState(), scale_groups),

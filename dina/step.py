@@ -121,7 +121,7 @@ def make_train_step(task: Task, stage, seed: int, mesh: jax.sharding.Mesh) -> Ca
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-        changes, opt = tx.update(optim.clip(grads, norm, stage.optimizer.clip_norm), state["opt"], trainable)
+        changes, opt = tx.update(grads, state["opt"], trainable)
         moved = {path: x + rate * changes[path] for path, x in trainable.items()}
         new = {
             "step": state["step"],

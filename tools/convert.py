@@ -25,8 +25,8 @@ import jax
 from dina import checkpoint as checkpoint_lib
 from dina.config import InputError, run_main
 from dina.convert import plan, stream
-from dina.convert.settings import FILES
 from dina.convert.released import INDEX, Released, Writer
+from dina.convert.settings import FILES
 
 STAGE = "released"
 BLOCK_BYTES = 256 * 2**20  # compared at once
