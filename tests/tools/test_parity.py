@@ -85,6 +85,32 @@ def test_ids_may_differ_within_the_margin_only(copy):
     assert case.lines[0].note == "2 within the margin" and case.lines[1].relative_error == 0.25
 
 
+def test_an_expert_chosen_between_ties_excuses_what_follows_from_it_only(tmp_path):
+    folder = tmp_path / "01_copy"
+    shutil.copytree(GOLDEN / "01_longcat_flash_lm", folder)
+    arrays = {name: array for name, array in np.load(folder / "data.npz").items() if not name.startswith(("greedy", "padded", "incremental"))}
+    rows, length = arrays["input_ids"].shape
+    token = (rows - 1) * length + length - 3  # of the last row; its choice in layer 0 goes to another expert
+    ids = arrays["layer0_router_topk_ids"]
+    ids[token, 0] = next(e for e in range(arrays["layer0_router_scores"].shape[1]) if e not in ids[token])
+    for name, array in arrays.items():  # what such a choice changes: this token in layer 0, then everything from it on
+        flat = array.reshape(rows * length, -1) if array.size % (rows * length) == 0 else None
+        if name in ("layer0_router_dense_weights", "layer0_router_topk_weights", "layer0_moe_out", "layer0_out"):
+            flat[token] += 1
+        elif name in ("final_norm", "logits") or (name.startswith("layer1") and not name.endswith(("ids", "margin"))):
+            flat[token:] += 1
+
+    def wrong():
+        np.savez(folder / "data.npz", **arrays)
+        return failed(folder).keys()
+
+    assert {"layer0_router_topk_ids", "layer0_out", "layer1_attn0_out", "layer1_out", "logits"} <= wrong()
+    arrays["layer0_router_margin"][token] = 0
+    assert not wrong()
+    arrays["layer1_attn0_out"].reshape(rows * length, -1)[token - 1] += 1
+    assert wrong() == {"layer1_attn0_out"}
+
+
 def test_shapes_and_non_finite_values_fail(copy):
     case = Case(copy())
     golden = case.golden("headnorm_out")

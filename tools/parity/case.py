@@ -93,7 +93,7 @@ class Case:
         """A weight that the model does not use."""
         self.unused[name] = reason
 
-    def compare(self, name: str, *ours: Any, tolerance: float = TOLERANCE, scale: float = 0.0) -> float:
+    def compare(self, name: str, *ours: Any, tolerance: float = TOLERANCE, scale: float = 0.0, lost: Any = None) -> float:
         """Compares values; of several results of ours (forms of one computation) the worst counts.
 
         Args:
@@ -101,6 +101,7 @@ class Case:
             ours: our results.
             tolerance: of the max abs error over `scale`.
             scale: default: the golden tensor's own max abs.
+            lost: mask of the leading axes; there a choice between ties went the other way, and nothing is compared.
 
         Returns:
             The max abs error.
@@ -115,6 +116,9 @@ class Case:
             if result.shape != golden.shape:
                 worst, note = np.inf, f"our shape is {list(result.shape)}, golden {list(golden.shape)}"
                 break
+            if lost is not None and np.any(lost):
+                lost = np.asarray(lost).reshape(*np.shape(lost), *[1] * (golden.ndim - np.ndim(lost)))
+                result, note = np.where(lost, golden, result), f"{int(np.sum(lost))} positions behind a choice between ties"
             error = float(np.max(np.abs(result - golden))) if golden.size else 0.0
             worst = max(worst, error) if np.isfinite(error) else np.inf
         relative = worst / scale if scale else worst
@@ -122,8 +126,8 @@ class Case:
         return worst
 
     def compare_ids(
-        self, name: str, ours: Any, margin: Any = None, error: float = 0.0, *, along: int | None = None
-    ) -> None:
+        self, name: str, ours: Any, margin: Any = None, error: float = 0.0, *, along: int | None = None, lost: Any = False
+    ) -> np.ndarray:
         """Compares ids, booleans or other whole numbers.
 
         Args:
@@ -132,25 +136,29 @@ class Case:
             margin: golden gap between best and runner-up for each id (broadcast); None: every id must agree.
             error: our max abs error on the scores.
             along: axis of a sequence in which an excused mismatch changes what follows, which is then excused too.
+            lost: mask (broadcast) of ids that follow from such a mismatch elsewhere.
+
+        Returns:
+            Mask of the excused mismatches.
         """
         if name not in self:
-            return
+            return np.zeros(np.shape(ours), bool)
         golden = self._golden(name)
         ours = np.asarray(ours)
         if ours.shape != golden.shape:
             self._add(name, np.inf, np.inf, 0.0, False, f"our shape is {list(ours.shape)}, golden {list(golden.shape)}")
-            return
+            return np.zeros(ours.shape, bool)
         differs = ours.astype(np.int64) != golden.astype(np.int64)
-        counted = differs
+        excused = differs & np.broadcast_to(lost, golden.shape)
         if margin is not None:
-            close = np.broadcast_to(np.asarray(margin) <= MARGIN * error, golden.shape)
-            excused = differs & close
-            if along is not None:
-                excused = np.maximum.accumulate(excused, axis=along)
-            counted = differs & ~excused
-        note = f"{int((differs & ~counted).sum())} within the margin" if (differs & ~counted).any() else ""
+            excused = excused | (differs & np.broadcast_to(np.asarray(margin) <= MARGIN * error, golden.shape))
+        if along is not None:
+            excused = differs & np.maximum.accumulate(excused, axis=along)
+        counted = differs & ~excused
+        note = f"{int(excused.sum())} within the margin" if excused.any() else ""
         distance = float(np.max(np.abs(ours.astype(np.float64) - golden))) if counted.any() else 0.0
         self._add(name, distance, float(counted.mean()) if golden.size else 0.0, 0.0, not counted.any(), note)
+        return excused
 
     def crash(self, error: Exception) -> None:
         """A case that our code could not run to its end fails."""

@@ -12,7 +12,7 @@ from dina.backbone import block
 from dina.backbone.config import BackboneConfig
 from dina.convert import hf, language
 from tools.parity import load
-from tools.parity.case import MARGIN, Case
+from tools.parity.case import Case
 
 DECODE = ("absorbed", "expanded")
 
@@ -43,12 +43,12 @@ def run(case: Case) -> None:
     weights, table = read(case, case.config)
     ids = case.input("input_ids")
     case.compare("inputs_embeds", table[ids])
-    logits_error = _whole(case, weights, table, ids)
+    logits_error, lost_BS = _whole(case, weights, table, ids)
     cached = [_Cached(case, weights, table, decode) for decode in DECODE]
     if "incremental_logits" in case:
-        case.compare("incremental_logits", *(c.incremental(ids) for c in cached))
+        case.compare("incremental_logits", *(c.incremental(ids) for c in cached), lost=lost_BS)
     if "greedy_ids" in case:
-        case.compare_ids("greedy_ids", cached[0].greedy(ids), _greedy_margin(case), logits_error, along=1)
+        case.compare_ids("greedy_ids", cached[0].greedy(ids), _greedy_margin(case), logits_error, along=1, lost=lost_BS.any(1)[:, None])
     if "padded_attention_mask" in case:
         _padded(case, weights, table, ids)
 
@@ -64,39 +64,45 @@ def apply(cfg, weights, x, position, segment, **kwargs) -> block.BackboneOut:
     return jax.jit(lambda p, x, k: block.Backbone(cfg).apply(p, x, position, segment, bias, **k))(p, x, kwargs)
 
 
-def _whole(case: Case, weights, table, ids) -> float:
+def _whole(case: Case, weights, table, ids) -> tuple[float, np.ndarray]:
+    """Error of the logits, and the positions [B, S] that an expert chosen between ties has changed."""
     cfg = settings(case.config)
     position = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     p, bias = {"params": weights["params"]["backbone"]}, weights["stats"]["backbone"]["router_bias"]
     out, state = block.Backbone(cfg).apply(p, table[ids], position, np.ones_like(ids), bias, capture_intermediates=True)
     seen = state["intermediates"]["layers"]
+    lost_BS = np.zeros(ids.shape, bool)
     for i in range(cfg.layers):
-        _layer(case, seen, i)
-    case.compare("final_norm", out.h_BSD)
-    return case.compare("logits", logits(weights, out.h_BSD))
+        lost_BS = _layer(case, seen, i, lost_BS)
+    case.compare("final_norm", out.h_BSD, lost=lost_BS)
+    return case.compare("logits", logits(weights, out.h_BSD), lost=lost_BS), lost_BS
 
 
-def _layer(case: Case, seen, i: int) -> None:
+def _layer(case: Case, seen, i: int, lost_BS: np.ndarray) -> np.ndarray:
+    """Compares a layer; returns the positions from which on nothing can be compared any more."""
     name = f"layer{i}"
-    for ours, golden in (("attention_0", "attn0_out"), ("attention_1", "attn1_out"), ("experts", "moe_out")):
-        case.compare(f"{name}_{golden}", seen[ours]["__call__"][0][0][i])
+    for ours, golden in (("attention_0", "attn0_out"), ("attention_1", "attn1_out")):
+        case.compare(f"{name}_{golden}", seen[ours]["__call__"][0][0][i], lost=lost_BS)
     for ours, golden in (("ffn_0", "mlp0_out"), ("ffn_1", "mlp1_out"), ("post_norm_0", "router_in")):
-        case.compare(f"{name}_{golden}", seen[ours]["__call__"][0][i])
-    case.compare(f"{name}_out", seen["__call__"][0][0][i])
-    routing = seen["experts"]["router"]["__call__"][0]
-    error = case.compare(f"{name}_router_scores", routing.probability_NE[i])
+        case.compare(f"{name}_{golden}", seen[ours]["__call__"][0][i], lost=lost_BS)
+    routing, lost_N = seen["experts"]["router"]["__call__"][0], lost_BS.reshape(-1)
+    error = case.compare(f"{name}_router_scores", routing.probability_NE[i], lost=lost_N)
     margin = case.input(f"{name}_router_margin")
     ids, theirs = np.asarray(routing.expert_NK[i]), case.golden(f"{name}_router_topk_ids")
     # The reference does not sort what it selects: sets are compared, and weights where theirs stand.
     order = np.argsort(np.argsort(theirs, -1), -1)
-    case.compare_ids(f"{name}_router_topk_ids", np.take_along_axis(np.sort(ids, -1), order, -1), margin[:, None], error)
+    sorted_ids = np.take_along_axis(np.sort(ids, -1), order, -1)
+    other_NK = case.compare_ids(f"{name}_router_topk_ids", sorted_ids, margin[:, None], error, lost=lost_N[:, None])
     dense = np.zeros(routing.probability_NE[i].shape, np.float32)
     np.put_along_axis(dense, ids, np.asarray(routing.weight_NK[i]), -1)
-    excused = (margin <= MARGIN * error)[:, None]
-    golden = {key: case.golden(f"{name}_router_{key}") for key in ("dense_weights", "topk_weights")}
-    case.compare(f"{name}_router_dense_weights", np.where(excused, golden["dense_weights"], dense))
-    own = np.take_along_axis(dense, theirs, -1)
-    case.compare(f"{name}_router_topk_weights", np.where(excused, golden["topk_weights"], own))
+    tie_N = lost_N | np.any(other_NK, -1)
+    case.compare(f"{name}_router_dense_weights", dense, lost=tie_N)
+    case.compare(f"{name}_router_topk_weights", np.take_along_axis(dense, theirs, -1), lost=tie_N)
+    tie_BS = tie_N.reshape(lost_BS.shape)
+    case.compare(f"{name}_moe_out", seen["experts"]["__call__"][0][0][i], lost=tie_BS)
+    lost_BS = np.maximum.accumulate(tie_BS, 1)  # attention carries the difference on
+    case.compare(f"{name}_out", seen["__call__"][0][0][i], lost=tie_BS)
+    return lost_BS
 
 
 @dataclasses.dataclass
