@@ -202,7 +202,7 @@ def compile_stage(config, name: str, workdir: pathlib.Path, mesh) -> None:
         batch, rate = sharding.put_batch(blank, mesh), np.float32(0)
         compiled_step(config, name, task, mesh).lower(abstract, batch, rate).compile()
         if stages.starts_fresh(config, name, abstract):
-            init, key = stages.initialiser(config, task)
+            init, key = stages.initialiser(config, task, abstract)
             init.lower(key).compile()
     print(f"dina: {name}: compiled in {time.time() - begun:.0f} s", flush=True)
 

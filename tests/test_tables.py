@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dina import optim, sharding, step as steps, tables
+from dina import checkpoint, optim, sharding, stages, step as steps, tables
 from dina.config import InputError
 from dina.tasks.language import NGRAM_TABLE, Language
 from tests import tiny_language
@@ -127,3 +127,29 @@ def test_a_step_with_poison_leaves_table_moments_and_average():
 def test_rows_that_do_not_divide_are_refused():
     with pytest.raises(InputError, match="20 stored rows a table do not divide among 8 devices; see model.ngram.row_multiple"):
         tables.check((3, 20, 4), _mesh({"data": 8}), NGRAM_TABLE)
+
+
+def test_a_fresh_table_is_made_in_shards_and_a_checkpoint_moves_to_another_mesh(tmp_path):
+    config, stage = tiny_language.experiment()
+    config.seed, config.model.ngram.lookup = 3, "exchange"
+    task, placed = Language(config, stage), {}
+    for sizes in ({"data": 1}, {"data": 4, "model": 2}):
+        mesh = _mesh(sizes)
+        with jax.set_mesh(mesh):
+            abstract = steps.abstract_state(task, stage, mesh)
+            init, key = stages.initialiser(config, task, abstract)
+            placed[mesh.size] = mesh, abstract, init(key)
+    (_, small, one), (mesh, large, eight) = placed[1], placed[8]
+    own = jax.sharding.NamedSharding(mesh, tables.spec())
+    found = optim.flatten(eight["params"])[NGRAM_TABLE]
+    assert found.sharding.is_equivalent_to(own, 3) and found.addressable_shards[0].data.shape[1] * 8 == found.shape[1]
+    jax.tree.map(np.testing.assert_array_equal, one, jax.device_get(eight))
+    with jax.set_mesh(mesh):
+        state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), steps.init_state(task, stage, eight), large)
+        saves = checkpoint.Checkpoints(tmp_path, "identity")
+        saves.save(1, state, 1, 1.0)
+        saves.close()
+    restored, _ = checkpoint.Checkpoints(tmp_path, "identity").restore(1, small)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), jax.device_get(restored))
+    moments = [x for x in jax.tree.leaves(state["opt"]) if x.shape == found.shape]
+    assert moments and all(x.sharding.is_equivalent_to(own, 3) for x in moments)
