@@ -25,7 +25,9 @@ from jaxtyping import Array, Float, Int
 from dina import losses
 from dina.backbone import balance, ngram
 from dina.backbone import config as trunk_config
+from dina.backbone import block
 from dina.backbone.block import Backbone, BackboneOut
+from dina.backbone.linear import product, rearranges, turn, weight
 from dina.backbone.norm import fan_in
 from dina.config import InputError
 from dina.embed import Embed, code_rows, holds_codes, level_rows, text_ids
@@ -63,8 +65,8 @@ class TextHead(nn.Module):
     @nn.compact
     def __call__(self, h_ND: Float[Array, "*N D"]) -> Float[Array, "*N V"]:
         """Logits in float32, a large negative number on the padding classes."""
-        kernel_DV = self.param("kernel", _zero_padded(self.classes), (h_ND.shape[-1], self.stored))
-        logits_NV = jnp.dot(h_ND, kernel_DV.astype(h_ND.dtype), preferred_element_type=jnp.float32)
+        kernel_DV = weight(self, "kernel", _zero_padded(self.classes), (h_ND.shape[-1], self.stored))
+        logits_NV = product(h_ND, kernel_DV, h_ND.dtype, jnp.float32)
         return jnp.where(jnp.arange(self.stored) < self.classes, logits_NV, PADDED_LOGIT)
 
 
@@ -138,6 +140,17 @@ def init(model: Model, key: Array) -> dict[str, dict[str, Any]]:
         "params": {part: variables["params"] for part, variables in params.items()},
         "stats": {"backbone": {"router_bias": bias_GE}},
     }
+
+
+def serve(model: Model, params: dict[str, Any], rows: int) -> dict[str, Any]:
+    """{part: tree} as decoding `rows` rows together wants it; computes the same."""
+    if not rearranges(rows):
+        return params
+    served = {"backbone": block.serve(model.trunk, params["backbone"], rows)}
+    served |= {name: depth.serve(params[name], rows) for name in ("visual_head", "audio_head")}
+    if rows > 1:
+        served["lm_head"] = {name: turn(w) for name, w in params["lm_head"].items()}
+    return params | served
 
 
 def run(model: Model, params: Any, stats: Any, batch: dict[str, Array]) -> BackboneOut:

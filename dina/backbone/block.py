@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from dina.backbone import rope
+from dina.backbone import experts, rope
 from dina.backbone.attention import MLA, absorb
 from dina.backbone.config import BackboneConfig
 from dina.backbone.experts import SparseFFN
@@ -23,16 +23,16 @@ from dina.backbone.linear import product, turn, weight
 from dina.backbone.norm import RMSNorm, fan_in
 
 
-FEW_ROWS = 16  # decoded together: up to here reading weights is what a step takes
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Latents of every attention and slot (two attentions per logical layer), and which document a slot holds."""
+    """Latents and rotated keys of every attention and slot (two attentions per logical layer), and which document a slot holds.
 
-    latent_L2BTC: Float[Array, "L 2 B T C"]
-    key_L2BTR: Float[Array, "L 2 B T R"]
+    Where parameters are `serve`d, `latents` and `keys` are tuples (of layers) of pairs of [B, T, C] and [B, T, R].
+    """
+
+    latents: Float[Array, "L 2 B T C"] | tuple
+    keys: Float[Array, "L 2 B T R"] | tuple
     segment_BT: Int[Array, "B T"]
 
 
@@ -59,18 +59,19 @@ class BackboneOut:
     overflow: Int[Array, ""]
 
 
-def init_cache(cfg: BackboneConfig, batch: int, length: int) -> Cache:
-    """An empty cache of `length` slots for `batch` rows, in the compute type."""
-    shape, a, dtype = (cfg.layers, 2, batch, length), cfg.attention, jnp.dtype(cfg.dtype)
-    zeros = (jnp.zeros((*shape, a.kv_rank), dtype), jnp.zeros((*shape, a.rope), dtype))
-    return Cache(*zeros, jnp.zeros((batch, length), jnp.int32))
+def init_cache(cfg: BackboneConfig, batch: int, length: int, params: dict | None = None) -> Cache:
+    """An empty cache of `length` slots for `batch` rows, in the compute type and in the form that `params` want if `serve`d."""
+    a, dtype = cfg.attention, jnp.dtype(cfg.dtype)
+    if params is None or "layers" in params:
+        make = lambda size: jnp.zeros((cfg.layers, 2, batch, length, size), dtype)
+    else:
+        make = lambda size: tuple(tuple(jnp.zeros((batch, length, size), dtype) for _ in (0, 1)) for _ in range(cfg.layers))
+    return Cache(make(a.kv_rank), make(a.rope), jnp.zeros((batch, length), jnp.int32))
 
 
 def serve(cfg: BackboneConfig, params: dict, rows: int) -> dict:
-    """Parameters for decoding `rows` rows together: on a CPU and for few rows, one subtree a layer (a loop over stacked ones
-    copies each layer's weights first) and, from two rows on, matrices as few rows want them; otherwise as they are."""
-    if jax.default_backend() != "cpu" or rows > FEW_ROWS:
-        return params
+    """Parameters for decoding `rows` (few) rows together on a CPU: one subtree a layer (a loop over stacked ones copies each
+    layer's weights first), experts apart, and from two rows on other matrices turned."""
     rest = {name: tree for name, tree in params.items() if name != "layers"}
     layers = {f"layers_{i}": jax.tree.map(lambda x: x[i], params["layers"]) for i in range(cfg.layers)}
     for layer in layers.values():
@@ -84,6 +85,8 @@ def serve(cfg: BackboneConfig, params: dict, rows: int) -> dict:
                 attention = attention | turned | {"o": turn(o_HVD.reshape(-1, o_HVD.shape[-1]))}
                 ffn = {name: turn(w) for name, w in ffn.items()}
             layer[f"attention_{i}"], layer[f"ffn_{i}"] = attention, ffn
+        if cfg.experts.dispatch == "gather":
+            layer["experts"] = experts.serve(layer["experts"], cfg.dtype)
     return rest | layers
 
 
@@ -118,7 +121,7 @@ class LogicalLayer(nn.Module):
         Args:
             x_BSD: residual stream.
             bias_E: this layer's selection bias.
-            cache: ([2, B, T, C], [2, B, T, R]) or None.
+            cache: ([2, B, T, C], [2, B, T, R]), or two pairs where parameters are served, or None.
             rotary: cosines and sines of the positions.
             segment_BS: document numbers, 0 = padding.
             group_BS: 0 for tokens that are not routed.
@@ -139,7 +142,9 @@ class LogicalLayer(nn.Module):
             if i == 0:
                 shortcut, stats = SparseFFN(cfg.experts, cfg.dtype, gain, self.axes, self.groups, name="experts")(u_BSD, bias_E, group_BS)
             x_BSD = x_BSD + DenseFFN(cfg.ffn, cfg.dtype, gain, name=f"ffn_{i}")(u_BSD).astype(x_BSD.dtype)
-        cache = None if cache is None else tuple(jnp.stack(parts) for parts in zip(*caches, strict=True))
+        if cache is not None:
+            pairs = tuple(zip(*caches, strict=True))
+            cache = pairs if isinstance(cache[0], tuple) else tuple(jnp.stack(pair) for pair in pairs)
         return x_BSD + shortcut.astype(x_BSD.dtype), (cache, stats)
 
 
@@ -186,7 +191,7 @@ class Backbone(nn.Module):
         layers, cached_segment_BT = None, None
         if cache is not None:
             cached_segment_BT = jax.lax.dynamic_update_slice_in_dim(cache.segment_BT, segment_BS.astype(jnp.int32), slot, 1)
-            layers = (cache.latent_L2BTC, cache.key_L2BTR)
+            layers = (cache.latents, cache.keys)
         layer = nn.remat(LogicalLayer, prevent_cse=False) if cfg.remat == "full" else LogicalLayer
         shared = (rotary, segment_BS, group_BS, cached_segment_BT, slot)
         if self.has_variable("params", "layers_0"):
@@ -211,7 +216,7 @@ class Backbone(nn.Module):
             x_BSD, (own, stat) = LogicalLayer(self.cfg, self.axes, self.groups, name=f"layers_{i}")(x_BSD, bias_LE[i], own, *shared)
             kept.append(own)
             stats.append(stat)
-        layers = None if layers is None else tuple(jnp.stack(parts) for parts in zip(*kept, strict=True))
+        layers = None if layers is None else tuple(zip(*kept, strict=True))
         return x_BSD, (layers, jax.tree.map(lambda *leaves: jnp.stack(leaves), *stats))
 
     def _out(self, x_BSD, layers, cached_segment_BT, stats, group_BS) -> BackboneOut:

@@ -25,6 +25,11 @@ class RoutingStats(NamedTuple):
     overflow: Int[Array, ""]
 
 
+def serve(params: dict, dtype: str) -> dict:
+    """The block's parameters with every expert's matrices apart, in the compute type."""
+    return {"router": params["router"], "apart": dispatch.apart(dispatch.Experts(*(params[name].astype(dtype) for name in ("gate", "up", "down"))))}
+
+
 class SparseFFN(nn.Module):
     """Mixture of SwiGLU and identity experts. `gain` scales the variance of the output weights at initialisation."""
 
@@ -49,11 +54,14 @@ class SparseFFN(nn.Module):
         u_ND = u_BSD.reshape(-1, width)
         routing = Router(cfg, self.groups, name="router")(u_ND, bias_E, group_BS.reshape(-1))
         into = fan_in(1, 2, batch=(0,))
-        weights = dispatch.Experts(
-            self.param("gate", into, (cfg.real, width, cfg.hidden)).astype(dtype),
-            self.param("up", into, (cfg.real, width, cfg.hidden)).astype(dtype),
-            self.param("down", fan_in(1, 2, batch=(0,), gain=self.gain), (cfg.real, cfg.hidden, width)).astype(dtype),
-        )
+        if self.has_variable("params", "apart"):
+            weights = self.get_variable("params", "apart")
+        else:
+            weights = dispatch.Experts(
+                self.param("gate", into, (cfg.real, width, cfg.hidden)).astype(dtype),
+                self.param("up", into, (cfg.real, width, cfg.hidden)).astype(dtype),
+                self.param("down", fan_in(1, 2, batch=(0,), gain=self.gain), (cfg.real, cfg.hidden, width)).astype(dtype),
+            )
         y_ND, overflow = dispatch.run(cfg, weights, u_ND.astype(dtype), routing.expert_NK, routing.weight_NK, self.axes)
         # Identity experts return the block's input under the same scaled weight (backbone.md §8.5).
         kept_N = jnp.sum(jnp.where(routing.expert_NK >= cfg.real, routing.weight_NK, 0.0), -1)

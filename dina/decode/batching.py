@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dina import model as model_lib
-from dina.backbone import block
 from dina.config import InputError
 from dina.decode import generate, guidance, sampling
 from dina.decode.prompts import Prompt
@@ -119,8 +118,7 @@ class Generator:
         prefill_chunk: int = 0,
     ):
         self.rows, self.prompt_step, self.reply_step = max(rows, 2), prompt_step, reply_step
-        trunk = block.serve(model.trunk, params["backbone"], self.rows)
-        self.model, self.params, self.stats = model, params | {"backbone": trunk}, stats
+        self.model, self.params, self.stats = model, model_lib.serve(model, params, self.rows), stats
         self.unconditional, self.order, self.chunk = unconditional, order, prefill_chunk
 
     def read(self, document: Document) -> generate.Prefix:

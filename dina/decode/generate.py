@@ -114,7 +114,7 @@ def read_prefix(model: model_lib.Model, params: Any, stats: Any, prefix: dict[st
     arrays = prefix | {"segment": jnp.ones_like(prefix["tokens"])}
     width = prefix["tokens"].shape[1]
     history_RH = ngram.init_history(model.ngram, 1)
-    _, cache, history_RH = _read(model, params, stats, arrays, history_RH, init_cache(model.trunk, 1, width), 0, jnp.zeros(1, jnp.int32), chunk)
+    _, cache, history_RH = _read(model, params, stats, arrays, history_RH, init_cache(model.trunk, 1, width, params["backbone"]), 0, jnp.zeros(1, jnp.int32), chunk)
     return Prefix(cache, history_RH)
 
 
@@ -166,7 +166,7 @@ def _prefill(model, params, stats, prompt, plan: Plan, length: int, prefix: Pref
     rows, width = prompt["tokens"].shape
     valid_RP = prompt["segment"] > 0
     pair_R = plan.image_pairs.cond_R
-    cache, history_RH, before_R, first = _behind(model, prefix, pair_R, width + length)
+    cache, history_RH, before_R, first = _behind(model, params, prefix, pair_R, width + length)
     h_RD, cache, history_RH = _read(model, params, stats, prompt, history_RH, cache, first, before_R, chunk)
     grid = plan.grid_R2[:, 0], plan.grid_R2[:, 1]
     said = prompt["tokens"], prompt["transcript"], valid_RP
@@ -199,17 +199,17 @@ def _prefill(model, params, stats, prompt, plan: Plan, length: int, prefix: Pref
     )
 
 
-def _behind(model, prefix: Prefix | None, pair_R, length: int):
+def _behind(model, params, prefix: Prefix | None, pair_R, length: int):
     """(cache, n-gram history, positions before the prompt, first free slot) of rows that continue `prefix`."""
     rows = len(pair_R)
     if prefix is None:
-        return init_cache(model.trunk, rows, length), ngram.init_history(model.ngram, rows), jnp.zeros(rows, jnp.int32), 0
+        return init_cache(model.trunk, rows, length, params["backbone"]), ngram.init_history(model.ngram, rows), jnp.zeros(rows, jnp.int32), 0
     first = prefix.cache.segment_BT.shape[1]
     # An unconditional row has not read it.
     told_R = pair_R == jnp.arange(rows)
-    wide = lambda x: jnp.pad(jnp.repeat(x, rows, axis=2), [(0, 0)] * 3 + [(0, length), (0, 0)])
+    wide = lambda x: jnp.pad(jnp.repeat(x, rows, axis=-3), [(0, 0)] * (x.ndim - 2) + [(0, length), (0, 0)])
     segment_RT = jnp.pad(told_R[:, None] * prefix.cache.segment_BT, [(0, 0), (0, length)])
-    cache = Cache(wide(prefix.cache.latent_L2BTC), wide(prefix.cache.key_L2BTR), segment_RT)
+    cache = Cache(*jax.tree.map(wide, (prefix.cache.latents, prefix.cache.keys)), segment_RT)
     history_RH = jnp.where(told_R[:, None], prefix.history_RH, ngram.ABSENT)
     return cache, history_RH, told_R * jnp.int32(first), first
 

@@ -23,7 +23,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from dina.backbone.config import DepthConfig
-from dina.backbone.linear import product
+from dina.backbone.linear import Turned, product, turn, weight
 from dina.backbone.norm import RMSNorm, fan_in
 from dina.heads.linear_loss import PADDED_LOGIT, linear_cross_entropy
 
@@ -61,7 +61,7 @@ class DepthLayer(nn.Module):
         u = RMSNorm(EPS, name="norm_1")(x_LMW).astype(dtype)
 
         def project(name, bias):
-            w_WHX = self.param(name, fan_in(0, (1, 2)), (width, cfg.heads, size))
+            w_WHX = weight(self, name, fan_in(0, (1, 2)), (width, cfg.heads, size))
             y = product(u, w_WHX, cfg.dtype)
             return y + self.param(f"{name}_bias", nn.initializers.zeros, (cfg.heads, size)).astype(dtype) if bias else y
 
@@ -72,9 +72,10 @@ class DepthLayer(nn.Module):
             k, v = (jax.lax.dynamic_update_slice_in_dim(c, new.astype(c.dtype), level, 0) for c, new in zip(cache, (k, v), strict=True))
             row = jnp.asarray(level)[None]
         y = attend(q, k, v, row[:, None] >= jnp.arange(self.levels))
-        out_HXW = self.param("out", fan_in((0, 1), 2, gain=gain), (cfg.heads, size, width))
+        out_HXW = weight(self, "out", fan_in((0, 1), 2, gain=gain), (cfg.heads, size, width))
+        out_XW = out_HXW if isinstance(out_HXW, Turned) else out_HXW.reshape(width, width)
         out_bias = self.param("out_bias", nn.initializers.zeros, (width,)).astype(x_LMW.dtype)
-        y_LMW = product(y.reshape(x_LMW.shape), out_HXW.reshape(width, width), cfg.dtype).astype(x_LMW.dtype) + out_bias
+        y_LMW = product(y.reshape(x_LMW.shape), out_XW, cfg.dtype).astype(x_LMW.dtype) + out_bias
         self.sow("intermediates", "attention", y_LMW)  # kept only where a caller captures intermediates
         x_LMW = x_LMW + y_LMW
         hidden = cfg.ffn_scale * width // self.levels
@@ -123,7 +124,7 @@ class DepthHead(nn.Module):
         if cfg.width % cfg.heads or cfg.ffn_scale * cfg.width % levels:
             raise ValueError(f"depth head: width {cfg.width} must divide by {cfg.heads} heads, times {cfg.ffn_scale} by {levels} levels")
         x = RMSNorm(EPS, name="hidden_norm")(rows_LMD).astype(jnp.dtype(cfg.dtype))
-        x = product(x, self.param("hidden_proj", fan_in(), (rows_LMD.shape[-1], cfg.width)), cfg.dtype)
+        x = product(x, weight(self, "hidden_proj", fan_in(), (rows_LMD.shape[-1], cfg.width)), cfg.dtype)
         written = []
         for i in range(cfg.layers):
             own = None if cache is None else (cache.key_NLMHX[i], cache.value_NLMHX[i])
@@ -133,7 +134,7 @@ class DepthHead(nn.Module):
         heads = []
         for i, size in enumerate(self.sizes):
             classes = -(-(size + 1) // cfg.class_multiple) * cfg.class_multiple
-            kernel_WV = self.param(f"head_{i}", _zero_padded(size + 1), (cfg.width, classes))
+            kernel_WV = weight(self, f"head_{i}", _zero_padded(size + 1), (cfg.width, classes))
             heads.append((kernel_WV, self.param(f"head_{i}_bias", nn.initializers.zeros, (classes,))))
         cache = None if cache is None else DepthCache(*(jnp.stack(parts) for parts in zip(*written, strict=True)))
         return x, tuple(heads), cache
@@ -167,7 +168,7 @@ def teacher_forced(module: DepthHead, params: Any, rows_LMD: Float[Array, "L M D
 
 def classify(hidden_MW, kernel_WV, bias_V) -> Float[Array, "M V"]:
     """Logits of one level in float32."""
-    return jnp.dot(hidden_MW, kernel_WV.astype(hidden_MW.dtype), preferred_element_type=jnp.float32) + bias_V
+    return product(hidden_MW, kernel_WV, hidden_MW.dtype, jnp.float32) + bias_V
 
 
 def losses(
@@ -189,6 +190,20 @@ def losses(
         sums.append(linear_cross_entropy(hidden_LMW[i], *heads[i], label_ML[:, i], weights[-1], size + 1, module.cfg.loss_chunk))
     loss_L, correct_L = (jnp.stack(parts) for parts in zip(*sums, strict=True))
     return LevelLoss(loss_L, correct_L, jnp.stack([jnp.sum(w) for w in weights]))
+
+
+def serve(params: dict, rows: int) -> dict:
+    """The head's parameters with matrices as two and more rows on a CPU want them; `step` computes the same."""
+    if rows == 1:
+        return params
+    turned = {}
+    for name, tree in params.items():
+        if name.startswith("layer_"):
+            out_HXW = tree["out"]
+            turned[name] = tree | {key: turn(tree[key]) for key in ("q", "k", "v")} | {"out": turn(out_HXW.reshape(-1, out_HXW.shape[-1]))}
+        elif name == "hidden_proj" or (name.startswith("head_") and not name.endswith(("bias", "norm"))):
+            turned[name] = turn(tree)
+    return params | turned
 
 
 def init_cache(module: DepthHead, batch: int) -> DepthCache:

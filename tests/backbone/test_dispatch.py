@@ -131,3 +131,13 @@ def test_a_handful_of_tokens_reads_chosen_experts_only_and_changes_nothing(count
     np.testing.assert_allclose(gradient[1], expected[1], atol=2e-5, rtol=1e-5)
     for ours, theirs in zip(gradient[0], expected[0], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_experts_apart_compute_the_same(count, tight):
+    w, u, expert, weight = tokens(3.0, count + 1)
+    u, expert, weight = u[1:], expert[1:], weight[1:]
+    cfg = dataclasses.replace(CFG, dispatch="gather")
+    y, overflow = jax.jit(lambda w, *rest: dispatch.run(cfg, dispatch.apart(w), *rest))(w, u, expert, weight)
+    np.testing.assert_allclose(y, by_hand(w, u, expert, weight), atol=1e-5)
+    assert (int(overflow) > 0) == (count > 24)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dina.backbone import linear
 from dina.backbone.config import DepthConfig
 from dina.heads import depth
 
@@ -50,6 +51,18 @@ def test_level_losses_and_gradients_equal_plain_cross_entropy(settings):
     hits = [(np.argmax(x, -1) == labels[:, i]) @ np.asarray(weight) for i, x in enumerate(depth.teacher_forced(module, params, rows))]
     np.testing.assert_allclose(out.correct_L, hits)
     np.testing.assert_allclose(out.weight_L, jnp.sum((labels >= 0) * weight[:, None], 0))
+
+
+@pytest.mark.parametrize("rows", [1, 11])
+def test_served_parameters_compute_the_same(rows):
+    module, params, inputs, _, _ = small(class_multiple=4)
+    served = depth.serve(params, rows)
+    assert isinstance(served["head_0"], linear.Turned) == isinstance(served["layer_1"]["out"], linear.Turned) == (rows > 1)
+    caches = [depth.init_cache(module, rows)] * 2
+    for level in range(3):
+        found = [depth.step(module, p, jnp.int32(level), inputs[level, :rows], cache) for p, cache in zip((params, served), caches, strict=True)]
+        np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
+        caches = [cache for _, cache in found]
 
 
 def test_later_rows_do_not_change_earlier_levels():

@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int)
     args = parser.parse_args(argv)
     check_name(args.name, (*BENCHES, "import"), "benchmark")
+    harness.exactly()
     result = run(args.name, args.rounds)
     for key, value in result.items():
         if key != "samples":

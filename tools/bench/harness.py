@@ -58,7 +58,7 @@ class Peer:
     def __init__(self):
         self.process = subprocess.Popen(
             [peer_python(), str(pathlib.Path(__file__).with_name("peer.py"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            env=os.environ | ({} if on_gpu() else {"CUDA_VISIBLE_DEVICES": ""}),
         )  # fmt: skip
 
     def ask(self, **command: Any) -> dict:
@@ -78,6 +78,17 @@ class Peer:
         self.process.wait(timeout=60)
 
 
+def on_gpu() -> bool:
+    """Whether both sides run on a GPU: where JAX does."""
+    return jax.default_backend() == "gpu"
+
+
+def exactly() -> None:
+    """Products of float32 in float32 on a GPU too, as the peer's are, and room there for the peer; call before anything runs."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
 def peer_python() -> str:
     """The interpreter that has torch: this one, or the one that `make peers` made. Raises InputError without either."""
     if importlib.util.find_spec("torch"):
@@ -89,18 +100,19 @@ def peer_python() -> str:
 
 
 def compare(workload: Workload, rounds: int, warm: int = 1) -> dict:
-    """Runs ours and the peer in turn, the peer with one thread and with all, and keeps the peer's better median.
+    """Runs ours and the peer in turn, the peer with one thread and with all (on a GPU: with all), and keeps its better median.
 
     Returns:
         name, ours and peer (median seconds), their samples, floor (seconds), and versions.
     """
     machine = [Machine.measure()]
-    ours, threads = [], sorted({1, os.cpu_count() or 1})
+    cores = os.cpu_count() or 1
+    ours, threads = [], [cores] if on_gpu() else sorted({1, cores})
     peers: dict[int, list[float]] = {n: [] for n in threads}
     with tempfile.TemporaryDirectory() as folder, Peer() as peer:
         weights = pathlib.Path(folder) / "weights.safetensors"
         safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in workload.tensors.items()}, weights)
-        versions = peer.ask(setup=workload.peer, config=workload.config, weights=str(weights))
+        versions = peer.ask(setup=workload.peer, config=workload.config, weights=str(weights), device="cuda" if on_gpu() else "cpu")
         for _ in range(warm):
             result = jax.block_until_ready(workload.ours())
             peer.ask(run=True)
@@ -132,11 +144,10 @@ class Machine:
     @classmethod
     def measure(cls) -> "Machine":
         """FLOP/s of a square float32 product, and bytes/s of summing an array that no cache holds; best of five."""
-        a = jnp.ones((1024, 1024), jnp.float32)
-        big = jnp.ones(64 * 2**20, jnp.float32)
-        product = _best(jax.jit(lambda x: x @ x), a)
-        reading = _best(jax.jit(jnp.sum), big)
-        return cls(2 * 1024**3 / product, big.nbytes / reading)
+        size, length = (8192, 2**29) if on_gpu() else (1024, 2**26)
+        product = _best(jax.jit(lambda x: x @ x), jnp.ones((size, size), jnp.float32))
+        reading = _best(jax.jit(jnp.sum), jnp.ones(length, jnp.float32))
+        return cls(2 * size**3 / product, 4 * length / reading)
 
     def seconds(self, flops: float, bytes_: float) -> float:
         """The larger of both times."""

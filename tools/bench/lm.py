@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dina.backbone import block
+from dina.backbone import block, linear
 from dina.backbone.config import BackboneConfig
 from dina.convert import hf, language, rules
 from dina.optim import unflatten
@@ -61,8 +61,11 @@ def decode(batch: int) -> Workload:
     released, variables, cfg = random_weights(CONFIG)
     ids = np.random.default_rng(1).integers(3, CONFIG["vocab_size"], (batch, PROMPT))
     run, tokens = jax.jit(functools.partial(_greedy, cfg)), jnp.asarray(ids, jnp.int32)
-    served = jax.block_until_ready(jax.jit(functools.partial(block.serve, cfg, rows=batch))(variables["params"]["backbone"]))
-    variables = variables | {"params": variables["params"] | {"backbone": served}}
+    params = variables["params"]
+    if linear.rearranges(batch):  # as `dina.model.serve` does it
+        turned = {"lm_head": {"kernel": linear.turn(params["lm_head"]["kernel"])}} if batch > 1 else {}
+        params = jax.block_until_ready(params | turned | {"backbone": jax.jit(functools.partial(block.serve, cfg, rows=batch))(params["backbone"])})
+    variables = variables | {"params": params}
     return Workload(
         name=f"batch {batch}", ours=lambda: run(variables, tokens), peer="lm_decode", config=CONFIG | {"bench": {"new": NEW}},
         tensors=released | {"input_ids": ids}, amount=batch * NEW, check=_same_ids,
@@ -78,14 +81,14 @@ def _apply(cfg, variables, ids, **kwargs):
 
 
 def _logits(cfg, variables, ids):
-    return _apply(cfg, variables, ids).h_BSD @ variables["params"]["lm_head"]["kernel"]
+    return linear.product(_apply(cfg, variables, ids).h_BSD, variables["params"]["lm_head"]["kernel"])
 
 
 def _greedy(cfg, variables, ids):
     def choose(out):
-        return jnp.argmax(out.h_BSD[:, -1] @ variables["params"]["lm_head"]["kernel"], -1).astype(jnp.int32)
+        return jnp.argmax(linear.product(out.h_BSD[:, -1], variables["params"]["lm_head"]["kernel"]), -1).astype(jnp.int32)
 
-    out = _apply(cfg, variables, ids, cache=block.init_cache(cfg, len(ids), PROMPT + NEW), slot=jnp.int32(0))
+    out = _apply(cfg, variables, ids, cache=block.init_cache(cfg, len(ids), PROMPT + NEW, variables["params"]["backbone"]), slot=jnp.int32(0))
 
     def step(carry, slot):
         cache, token = carry

@@ -1,7 +1,7 @@
 """The peers, in PyTorch: a child process that reads one JSON command a line and answers one JSON line each.
 
 Run by path with an interpreter that has torch; knows nothing of dina. Commands: {"setup": NAME, "config": {...},
-"weights": FILE} builds a workload, {"threads": N} sets threads, {"run": true} runs it once and answers its seconds,
+"weights": FILE, "device": "cuda" if not the CPU} builds a workload, {"threads": N} sets threads, {"run": true} runs it once and answers its seconds,
 {"result": FILE} saves what the last run computed.
 """
 
@@ -25,7 +25,7 @@ class LongcatFlash:
             eos_token_id=None, bos_token_id=None,
         )  # fmt: skip
         hf._attn_implementation = "sdpa"
-        self.model = transformers.LongcatFlashForCausalLM(hf).eval()
+        self.model = transformers.LongcatFlashForCausalLM(hf).eval().to(next(iter(weights.values())).device)
         self._load(config, weights)
 
     def _load(self, config, weights):
@@ -144,12 +144,13 @@ def main():
     """Answers commands until standard input ends."""
     answer = sys.stdout
     sys.stdout = sys.stderr  # what libraries print must not end up between answers
-    work, weights, last = None, {}, None
+    work, weights, last, device = None, {}, None, "cpu"
     for line in sys.stdin:
         command, reply = json.loads(line), {}
         with torch.inference_mode():
             if "setup" in command:
-                weights = safetensors.torch.load_file(command["weights"])
+                device = command.get("device", "cpu")
+                weights = safetensors.torch.load_file(command["weights"], device)
                 inputs = {k: weights.pop(k) for k in ("input_ids", "hidden") if k in weights}
                 work = WORKLOADS[command["setup"]](command["config"], weights)
                 weights = inputs
@@ -159,9 +160,11 @@ def main():
             if "run" in command:
                 start = time.perf_counter()
                 last = work.run(weights)
+                if device == "cuda":
+                    torch.cuda.synchronize()
                 reply["seconds"] = time.perf_counter() - start
             if "result" in command:
-                safetensors.torch.save_file({"result": last.contiguous()}, command["result"])
+                safetensors.torch.save_file({"result": last.cpu().contiguous()}, command["result"])
         print(json.dumps(reply), file=answer, flush=True)
 
 

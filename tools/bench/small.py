@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dina.backbone import linear
 from dina.backbone import ngram as ngram_lib
 from dina.backbone.config import DepthConfig, NgramConfig
 from dina.convert import language, rules
@@ -61,6 +64,8 @@ def depth_head(batch: int = 8, classes: int = 16384, levels: int = 8, width: int
 
         return jax.lax.scan(body, (h_MD, depth.init_cache(module, batch)), jnp.arange(levels))[1].T
 
+    if linear.rearranges(batch):
+        params = jax.jit(functools.partial(depth.serve, rows=batch))(params)
     used = sum(w.nbytes for name, w in named.items() if not name.endswith(("linear1.bias", "linear2.bias")))
     tensors = named | {f"embedding.{i}": table for i, table in enumerate(embedding)} | {"hidden": hidden}
     return Workload(
