@@ -12,7 +12,8 @@ is exact whatever it is, and is logged. It is more than one where frequent words
 multiple of the vocabulary, modulo 78 vocabularies, so rows of frequent ids are neighbours, and one device holds them.
 Counted for the released tables, 8,192 positions a device and words of Zipf frequency: 1 or 2 rounds among 8 and 64 devices,
 2 to 5 among 256, 3 to 12 among 1,024, the most where ids are ordered by frequency. Rows stored in another order than hashed
-would spread better; imports and exports would have to know it.
+would spread better; imports and exports would have to know it. A whole train step with it compiles for 8 and 256 v5e and 64 v5p chips
+(libtpu 0.0.52): four all-to-alls.
 
 All functions but `spec`, `check`, `read` and `give_back` run inside a `shard_map`.
 

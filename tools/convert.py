@@ -40,6 +40,7 @@ def import_(args: argparse.Namespace) -> int:
         raise InputError(f"{folder} already holds an import; delete it, or choose another --workdir")
     released = Released(args.checkpoint)
     made = plan.make(released, tuple(filter(None, args.parts.split(","))))
+    plan.check_codes(released, made)
     _room(args.workdir, sum(released.tensors[piece.name].nbytes for leaf in made.leaves.values() for piece in leaf.pieces))
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -120,6 +121,7 @@ def verify(args: argparse.Namespace) -> int:
     """Accounts for every tensor of a checkpoint, and compares it with another one's bits."""
     released = Released(args.checkpoint)
     made = plan.make(released, tuple(filter(None, args.parts.split(","))))
+    plan.check_codes(released, made)
     families = collections.Counter(path.split("/")[1] for path, leaf in made.leaves.items() for _ in leaf.pieces)
     for family, count in sorted(families.items()):
         print(f"{family:<20} {count:>6} tensors")

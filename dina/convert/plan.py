@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from dina import model as model_lib
 from dina.config import InputError, check_name
@@ -211,6 +212,21 @@ def _verbatim(name: str, shape: tuple[int, ...]) -> Leaf | None:
     path, dims = f"carried/{family}/{name}", [f"a{i}" for i in range(len(shape))]
     axes = f"{' '.join(dims)} -> {' '.join(dims)}"
     return Leaf(path, shape, (Piece(name, shape, path, (), 0, shape, axes, dict(zip(dims, shape, strict=True)), False),))
+
+
+def check_codes(checkpoint: Released, made: Plan) -> None:
+    """Raises InputError if some level's embeddings look never loaded: the model would run, and sample deeper levels blindly."""
+    if not any(piece.name == JOINT for leaf in made.leaves.values() for piece in leaf.pieces):
+        return
+    shard, voc = checkpoint.tensors[JOINT].shard, made.vocabulary
+    levels = [("visual", *level) for level in enumerate(zip(voc.visual_base, voc.visual, strict=True))]
+    levels += [("audio", *level) for level in enumerate(zip(voc.audio_base, voc.audio, strict=True))]
+    with checkpoint.open(shard) as file:
+        rows = file.get_slice(JOINT)
+        for kind, level, (base, size) in levels:
+            if not any(np.any(rows[i : i + 1]) for i in range(base, base + size, max(1, size // 8))):
+                where = f"rows {base} to {base + size - 1}, the codes of {kind} level {level}"
+                raise InputError(f"{checkpoint.folder / shard}: {JOINT} has only zeros in {where}; they were never loaded")
 
 
 def _account(checkpoint: Released, leaves: Mapping[str, Leaf], whole: bool) -> None:

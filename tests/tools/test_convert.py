@@ -144,6 +144,14 @@ def test_a_router_that_lost_its_precision_is_named(copy, tmp_path):
         attempt(copy, tmp_path)
 
 
+@pytest.mark.parametrize("level, kind", enumerate(["visual level 0", "visual level 1"]))
+def test_codes_that_were_never_loaded_are_named(copy, tmp_path, level, kind):
+    base = plan.make(Released(copy)).vocabulary.visual_base[level]
+    edit(copy, plan.JOINT, lambda x: np.concatenate([x[:base], 0 * x[base : base + 32], x[base + 32 :]]))
+    with pytest.raises(InputError, match=f"only zeros in rows {base} to {base + 31}, the codes of {kind}"):
+        attempt(copy, tmp_path)
+
+
 def test_unknown_and_unlisted_tensors_are_named(copy, tmp_path):
     index = json.loads((copy / INDEX).read_text())
     shard = edit(copy, NORM, lambda x: x)
