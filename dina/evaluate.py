@@ -33,7 +33,7 @@ from dina.eval.generation import Answer, Generator
 from dina.eval.metrics import Score, wilson
 from dina.eval.prompts import Prompts, Question
 from dina.eval.speech_judge import Clip, PocketSphinx, SpeechJudge
-from dina.train import setup
+from dina.train import settle
 
 
 class Judges:
@@ -185,7 +185,7 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
         InputError: a part is not trained yet, the data is not prepared, or the workdir belongs to another config.
     """
     begun, folder = time.time(), pathlib.Path(workdir) / "eval"
-    setup(config)  # the compile cache
+    settle(config)  # the compile cache
     generator = Generator(config, pathlib.Path(workdir))
     if folder.exists():
         shutil.rmtree(folder)  # of an earlier evaluation: the page must not mix two

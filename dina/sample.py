@@ -33,6 +33,7 @@ from dina.config import InputError
 from dina.data import packing
 from dina.decode import batching, guidance, media, prompts
 from dina.grammar import Document, Image, Speech, Text, rules
+from dina.train import settle
 
 SETTINGS = {"temperature": float, "top_k": int, "top_p": float, "repetition": float}
 TRIGGERS = {"<img_start>": "image", "<audiogen_start>": "speech"}
@@ -322,6 +323,7 @@ def main(argv: list[str]) -> int:
     if not options.workdir.is_dir():
         raise InputError(f"--workdir: no folder {str(options.workdir)!r}; dina.train makes it")
     config.run.workdir = str(options.workdir)
+    settle(config)
     desk = Desk(config, options.workdir, options)
     if options.interactive:
         converse(desk, iter(sys.stdin))

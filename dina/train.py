@@ -74,22 +74,26 @@ def set_cpu_effort(level: int) -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}={level}".strip()
 
 
-def setup(config) -> jax.sharding.Mesh:
-    """Applies process-wide settings (memory, compiler, compile cache, fake CPU devices) and builds the mesh."""
+def settle(config) -> None:
+    """Applies process-wide settings: memory, compiler, compile cache, fake CPU devices."""
     keep_memory()
     if jax.config.jax_platforms == "cpu":  # the flag is not for the CPU alone: other backends read it too
         set_cpu_effort(config.checkpoint.cpu_effort)
     wanted = int(np.prod([size for size in config.mesh.values()] or [1]))
     if jax.config.jax_platforms == "cpu" and wanted > 1:
         jax.config.update("jax_num_cpu_devices", wanted)
-    mesh = sharding.make_mesh(config.mesh.to_dict())
     cache = pathlib.Path(config.checkpoint.compile_cache).expanduser()
     if jax.default_backend() == "cpu" and hasattr(os, "sched_getaffinity"):
         # XLA cuts loops into as many pieces as the process has cores, and leaves that number out of the cache's key.
         cache /= f"{len(os.sched_getaffinity(0))}-cores"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    return mesh
+
+
+def setup(config) -> jax.sharding.Mesh:
+    """`settle`, and the mesh."""
+    settle(config)
+    return sharding.make_mesh(config.mesh.to_dict())
 
 
 def prefetched(batches, first: int, last: int):

@@ -77,7 +77,7 @@ def data(config):
 def run(config, data, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "load_all", lambda config, kind, split: data[kind, split])
     monkeypatch.setattr(evaluation, "Generator", Oracle)
-    monkeypatch.setattr(evaluation, "setup", lambda config: None)
+    monkeypatch.setattr(evaluation, "settle", lambda config: None)
     Oracle.columns = {"images": data["images", "test"], "speech": data["speech", "test"]}
     return lambda: (evaluation.evaluate(config, tmp_path), tmp_path / "eval")
 

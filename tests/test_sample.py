@@ -66,6 +66,7 @@ def run(monkeypatch, tmp_path, tokenizer):
     vocabulary = grammar.from_config(_experiment(), tokenizer.encode)
     monkeypatch.setattr(configs, "load", lambda spec: _experiment().copy_and_resolve_references())
     monkeypatch.setattr(packing, "open_vocabulary", lambda config: (vocabulary, tokenizer))
+    monkeypatch.setattr(sample, "settle", lambda config: None)  # tests have a compile cache of their own
 
     def load(config, workdir, parts):
         params, stats = _parts(tokenizer)
