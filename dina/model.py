@@ -23,11 +23,10 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from dina import losses
-from dina.backbone import balance, ngram
+from dina.backbone import balance, block, ngram
 from dina.backbone import config as trunk_config
-from dina.backbone import block
 from dina.backbone.block import Backbone, BackboneOut
-from dina.backbone.linear import product, rearranges, turn, weight
+from dina.backbone.linear import product, rearranges, turn_all, weight
 from dina.backbone.norm import fan_in
 from dina.config import InputError
 from dina.embed import Embed, code_rows, holds_codes, level_rows, text_ids
@@ -148,9 +147,7 @@ def serve(model: Model, params: dict[str, Any], rows: int) -> dict[str, Any]:
         return params
     served = {"backbone": block.serve(model.trunk, params["backbone"], rows)}
     served |= {name: depth.serve(params[name], rows) for name in ("visual_head", "audio_head")}
-    if rows > 1:
-        served["lm_head"] = {name: turn(w) for name, w in params["lm_head"].items()}
-    return params | served
+    return params | served | {"lm_head": turn_all(params["lm_head"], rows)}
 
 
 def run(model: Model, params: Any, stats: Any, batch: dict[str, Array]) -> BackboneOut:

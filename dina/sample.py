@@ -146,6 +146,7 @@ class Desk:
 
     def _parts(self, asks: int) -> tuple[batching.Generator, media.Media]:
         if self._loaded is None:
+            settle(self.config)
             params, stats = stages.load_parts(self.config, self.workdir, [*media.PARTS, *model_lib.PARTS])
             model = model_lib.build(self.config.model, self.vocabulary)
             many = asks > 1  # two compiled sizes; a guided request takes two rows
@@ -323,7 +324,6 @@ def main(argv: list[str]) -> int:
     if not options.workdir.is_dir():
         raise InputError(f"--workdir: no folder {str(options.workdir)!r}; dina.train makes it")
     config.run.workdir = str(options.workdir)
-    settle(config)
     desk = Desk(config, options.workdir, options)
     if options.interactive:
         converse(desk, iter(sys.stdin))

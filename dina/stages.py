@@ -125,7 +125,10 @@ def _without(tree: dict[str, Any], *paths: str) -> dict[str, Any]:
 
 
 def initialiser(config: ml_collections.ConfigDict, task: Task, like: Variables) -> tuple[Callable[[jax.Array], Variables], jax.Array]:
-    """The jitted `task.init`, and the key that the experiment calls it with; tables are made where `like` has them."""
+    """The jitted `task.init`, and the key that the experiment calls it with.
+
+    Tables are made in their owners' shards, as `like` has them; other parts whole on every device, because `Task.start` works with them.
+    """
     placed = {path: x.sharding if path in task.tables else None for path, x in optim.flatten(like["params"]).items()}
     # Run once: compiling it with little optimisation takes 3 s instead of 15 for the language model on a CPU.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None

@@ -75,13 +75,10 @@ def set_cpu_effort(level: int) -> None:
 
 
 def settle(config) -> None:
-    """Applies process-wide settings: memory, compiler, compile cache, fake CPU devices."""
+    """Applies process-wide settings: memory, compiler, compile cache."""
     keep_memory()
     if jax.config.jax_platforms == "cpu":  # the flag is not for the CPU alone: other backends read it too
         set_cpu_effort(config.checkpoint.cpu_effort)
-    wanted = int(np.prod([size for size in config.mesh.values()] or [1]))
-    if jax.config.jax_platforms == "cpu" and wanted > 1:
-        jax.config.update("jax_num_cpu_devices", wanted)
     cache = pathlib.Path(config.checkpoint.compile_cache).expanduser()
     if jax.default_backend() == "cpu" and hasattr(os, "sched_getaffinity"):
         # XLA cuts loops into as many pieces as the process has cores, and leaves that number out of the cache's key.
@@ -91,7 +88,10 @@ def settle(config) -> None:
 
 
 def setup(config) -> jax.sharding.Mesh:
-    """`settle`, and the mesh."""
+    """`settle`, and the mesh, of fake devices where it asks for more than a CPU is."""
+    wanted = int(np.prod([size for size in config.mesh.values()] or [1]))
+    if jax.config.jax_platforms == "cpu" and wanted > 1:
+        jax.config.update("jax_num_cpu_devices", wanted)
     settle(config)
     return sharding.make_mesh(config.mesh.to_dict())
 
@@ -194,7 +194,7 @@ def compiled_step(config, name: str, task, mesh):
 def compile_stage(config, name: str, workdir: pathlib.Path, mesh) -> None:
     """Compiles what stage `name` will run into the compile cache, from shapes alone: a language stage needs no codes.
 
-    The program is cut for this process's cores, as `setup` says: compile with as many as the stage will have.
+    The program is cut for this process's cores, as `settle` says: compile with as many as the stage will have.
     """
     stage, begun = config.stages[name], time.time()
     if checkpoint.finished(workdir / name, stages.stage_identity(config, name)):

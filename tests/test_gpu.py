@@ -52,14 +52,16 @@ def test_loss_and_gradients_equal_the_cpus(dispatch):
 
     def loss(params, stats, batch):
         terms = task.loss(params, stats, batch, jax.random.key(0), ()).terms
-        return sum(total / weight for total, weight in terms.values())
+        return sum(total / weight for total, weight in terms.values())  # a term without weight would be NaN
 
     (value, gradient), (expected, expected_gradient) = on_both(jax.value_and_grad(loss), variables["params"], variables["stats"], batch)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((expected, expected_gradient)))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(np.abs(b).max(), 1e-3)), gradient, expected_gradient)
 
 
 def test_greedy_replies_equal_the_cpus():
+    """The CPU's with plain parameters: the default backend decides whether they are rearranged."""
     requests = [_write(), _hear(1), _paint(2, visual={"temperature": 0}), _speak(3, audio={"temperature": 0}, text={"temperature": 0})]
     variables, replies = tiny.variables(), []
     for platform in ("gpu", "cpu"):

@@ -88,8 +88,9 @@ class MLA(nn.Module):
             k_BTHK, v_BTHV = expand(cfg, latent_BSC.astype(dtype), key_BSR, w["kv_b"])
             y_BSHV = attend(q_BSHK, k_BTHK, v_BTHV, segment_BS, segment_BS, 0, cfg.block)
         else:
-            # Without the barrier XLA:CPU writes twice, once for each product that reads it, and copies the cache for that.
-            cache = jax.lax.optimization_barrier((write(cache[0], latent_BSC, slot), write(cache[1], key_BSR, slot)))
+            cache = (write(cache[0], latent_BSC, slot), write(cache[1], key_BSR, slot))
+            if jax.default_backend() == "cpu":  # which writes twice otherwise, once for each product that reads it, and copies the cache for that
+                cache = jax.lax.optimization_barrier(cache)
             form = {"absorbed": attend_absorbed, "expanded": attend_expanded}[cfg.decode]
             kv_b = jax.tree.map(lambda x: x.astype(dtype), w["kv_b"])
             y_BSHV = form(cfg, q_BSHK, *(c.astype(dtype) for c in cache), kv_b, segment_BS, cached_segment_BT, slot)

@@ -19,8 +19,11 @@ from dina.backbone import experts, rope
 from dina.backbone.attention import MLA, absorb
 from dina.backbone.config import BackboneConfig
 from dina.backbone.experts import SparseFFN
-from dina.backbone.linear import product, turn, weight
+from dina.backbone.linear import product, turn, turn_all, weight
 from dina.backbone.norm import RMSNorm, fan_in
+
+
+MOST_APART = 512  # experts of all layers up to which each gets a branch of its own: compiling takes 15 ms each
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +74,7 @@ def init_cache(cfg: BackboneConfig, batch: int, length: int, params: dict | None
 
 def serve(cfg: BackboneConfig, params: dict, rows: int) -> dict:
     """Parameters for decoding `rows` (few) rows together on a CPU: one subtree a layer (a loop over stacked ones copies each
-    layer's weights first), experts apart, and from two rows on other matrices turned."""
+    layer's weights first), experts apart unless they are many, and from two rows on other matrices turned."""
     rest = {name: tree for name, tree in params.items() if name != "layers"}
     layers = {f"layers_{i}": jax.tree.map(lambda x: x[i], params["layers"]) for i in range(cfg.layers)}
     for layer in layers.values():
@@ -83,9 +86,8 @@ def serve(cfg: BackboneConfig, params: dict, rows: int) -> dict:
                 o_HVD = attention["o"]
                 turned = {name: turn(attention[name]) for name in ("q_a", "q_b", "kv_a")}
                 attention = attention | turned | {"o": turn(o_HVD.reshape(-1, o_HVD.shape[-1]))}
-                ffn = {name: turn(w) for name, w in ffn.items()}
-            layer[f"attention_{i}"], layer[f"ffn_{i}"] = attention, ffn
-        if cfg.experts.dispatch == "gather":
+            layer[f"attention_{i}"], layer[f"ffn_{i}"] = attention, turn_all(ffn, rows)
+        if cfg.experts.dispatch == "gather" and cfg.layers * cfg.experts.real <= MOST_APART:
             layer["experts"] = experts.serve(layer["experts"], cfg.dtype)
     return rest | layers
 
@@ -210,6 +212,8 @@ class Backbone(nn.Module):
 
     def _one_by_one(self, x_BSD, bias_LE, layers, shared):
         """The layers of `serve`d parameters."""
+        if layers is not None and not isinstance(layers[0], tuple):
+            raise ValueError("the cache was not made for these parameters: init_cache wants served ones too")
         kept, stats = [], []
         for i in range(self.cfg.layers):
             own = None if layers is None else tuple(c[i] for c in layers)

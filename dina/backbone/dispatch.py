@@ -1,9 +1,8 @@
 """Three equal ways to run real experts on the tokens that chose them; identity experts and padding never come here.
 
 'dense' runs every expert on every token and masks: the truth. 'gather' moves chosen tokens into one bounded buffer
-per expert, and what does not fit through the same buffers again, so no token is ever lost; a handful of tokens, as in
-decoding, read the chosen experts only. 'ragged' sorts the
-(token, expert) pairs by expert and multiplies row groups (`lax.ragged_dot`; on some TPU generations that compiles to
+per expert, and what does not fit through the same buffers again, so no token is ever lost; tokens that choose few of many
+experts, as in decoding, read the chosen ones only. 'ragged' sorts the (token, expert) pairs by expert and multiplies row groups (`lax.ragged_dot`; on some TPU generations that compiles to
 a dense loop over experts, reference/tpu.md §4).
 
 Legend: N tokens, D width, E real experts, K selections per token, C buffer rows per expert, F hidden width,
@@ -27,7 +26,9 @@ from dina.backbone.config import ExpertsConfig
 from dina.backbone.linear import Served
 
 
-FEW_TOKENS = 16
+# `few` from so many experts a (token, expert) pair on. Its branches run one after another: 4 pairs of 32 small experts on an H100
+# make 525 tokens/s, buffers of all experts 748. The release's 12 of 256 would read 32 times as much that way (not measured).
+SPARSE = 16
 PAIRS_EACH = 8  # (token, expert) pairs an expert up to which experts apart take them one by one: 64 tokens by 32 experts, 0.15 against 0.25 s
 
 
@@ -47,19 +48,15 @@ class Apart(Served):
     into_DG: tuple[Float[Array, "D G"], ...]
     down_FD: tuple[Float[Array, "F D"], ...]
 
-    def branches(self):
-        """[M, D] -> [M, D] of every expert."""
-        return [functools.partial(self._swiglu, *both) for both in zip(self.into_DG, self.down_FD, strict=True)]
-
-    @staticmethod
-    def _swiglu(into_DG, down_FD, x_MD):
-        gate_MF, up_MF = jnp.split(x_MD @ into_DG, 2, -1)
-        return (jax.nn.silu(gate_MF.astype(jnp.float32)) * up_MF).astype(x_MD.dtype) @ down_FD
-
 
 def apart(w: Experts) -> Apart:
     """Takes stacked experts apart."""
     return Apart(tuple(jnp.concatenate([w.gate_EDF, w.up_EDF], -1)), tuple(w.down_EFD))
+
+
+def gated(gate: Array, up: Array) -> Array:
+    """silu(gate) * up, made in float32, in the type of `up`."""
+    return (jax.nn.silu(gate.astype(jnp.float32)) * up).astype(up.dtype)
 
 
 class Plan(NamedTuple):
@@ -105,7 +102,7 @@ def dense(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK):
 def _weighted(index, w: Experts, u_ND, key_NK, weight_NK):
     """Expert `index`, whose own matrices `w` holds, on every token, times the weight of those that chose it; float32."""
     weight_N = jnp.sum(jnp.where(key_NK == index, weight_NK, 0.0), -1)
-    hidden_NF = (jax.nn.silu((u_ND @ w.gate_EDF).astype(jnp.float32)) * (u_ND @ w.up_EDF)).astype(u_ND.dtype)
+    hidden_NF = gated(u_ND @ w.gate_EDF, u_ND @ w.up_EDF)
     return weight_N[:, None] * (hidden_NF @ w.down_EFD).astype(jnp.float32)
 
 
@@ -125,19 +122,18 @@ def gather(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK, axes: tuple[
     """
     if isinstance(w, Apart) and key_NK.size <= PAIRS_EACH * cfg.real:
         return pair_by_pair(cfg, w, u_ND, key_NK, weight_NK), jnp.int32(0)
-    rows = capacity(cfg, len(u_ND))
-    if isinstance(w, Experts) and rows == len(u_ND) <= FEW_TOKENS:  # so few tokens that reading weights is all the cost: only those that somebody chose
+    if isinstance(w, Experts) and SPARSE * key_NK.size <= cfg.real:  # reading weights is all the cost
         return few(cfg, w, u_ND, key_NK, weight_NK), jnp.int32(0)
+    rows = capacity(cfg, len(u_ND))
     order_P, start_E, count_E = sort_pairs(cfg.real, key_NK)
 
     def round_(number, w, u_ND, weight_NK):
         plan = buffer_plan(rows, key_NK, order_P, start_E + number * rows, count_E - number * rows)
         x_ECD = spread(u_ND, plan.token_Q, plan.row_NK).reshape(cfg.real, rows, -1)
         if isinstance(w, Apart):
-            y_QD = jnp.concatenate([swiglu(x_CD) for swiglu, x_CD in zip(w.branches(), x_ECD, strict=True)])
-            return combine(y_QD, weight_NK, plan)
-        gate_ECF = jnp.einsum("ecd,edf->ecf", x_ECD, w.gate_EDF).astype(jnp.float32)
-        hidden_ECF = (jax.nn.silu(gate_ECF) * jnp.einsum("ecd,edf->ecf", x_ECD, w.up_EDF)).astype(u_ND.dtype)
+            hidden_ECF = [gated(*jnp.split(x_CD @ into_DG, 2, -1)) for x_CD, into_DG in zip(x_ECD, w.into_DG, strict=True)]
+            return combine(jnp.concatenate([h_CF @ down_FD for h_CF, down_FD in zip(hidden_ECF, w.down_FD, strict=True)]), weight_NK, plan)
+        hidden_ECF = gated(jnp.einsum("ecd,edf->ecf", x_ECD, w.gate_EDF), jnp.einsum("ecd,edf->ecf", x_ECD, w.up_EDF))
         y_ECD = jnp.einsum("ecf,efd->ecd", hidden_ECF, w.down_EFD)
         return combine(y_ECD.reshape(cfg.real * rows, -1), weight_NK, plan)
 
@@ -176,9 +172,8 @@ def pair_by_pair(cfg: ExpertsConfig, w: Apart, u_ND, key_NK, weight_NK):
 
     def one(_, pair):
         key = key_NK.reshape(-1)[pair]
-        gate_1F, up_1F = jnp.split(choose(key, w.into_DG, u_ND[pair // key_NK.shape[1]][None]), 2, -1)
-        hidden_1F = (jax.nn.silu(gate_1F.astype(jnp.float32)) * up_1F).astype(u_ND.dtype)
-        return None, choose(key, w.down_FD, hidden_1F)[0]
+        gate_up_1G = choose(key, w.into_DG, u_ND[pair // key_NK.shape[1]][None])
+        return None, choose(key, w.down_FD, gated(*jnp.split(gate_up_1G, 2, -1)))[0]
 
     y_PD = jax.lax.scan(one, None, order_P)[1][inverse(order_P)]
     return jnp.sum(y_PD.reshape(*key_NK.shape, -1).astype(jnp.float32) * weight_NK[..., None], 1)
@@ -209,7 +204,7 @@ def ragged(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK):
     row_NK = jnp.where(key_NK < cfg.real, inverse(order_P).reshape(key_NK.shape), -1)
     plan = Plan(jnp.where(real_P, order_P // key_NK.shape[1], -1), pair_P, row_NK)
     x_PD = spread(u_ND, plan.token_Q, plan.row_NK)
-    hidden_PF = jax.nn.silu(jax.lax.ragged_dot(x_PD, w.gate_EDF, count_E)) * jax.lax.ragged_dot(x_PD, w.up_EDF, count_E)
+    hidden_PF = gated(jax.lax.ragged_dot(x_PD, w.gate_EDF, count_E), jax.lax.ragged_dot(x_PD, w.up_EDF, count_E))
     y_PD = jnp.where(real_P[:, None], jax.lax.ragged_dot(hidden_PF, w.down_EFD, count_E), 0)
     return combine(y_PD, weight_NK, plan), jnp.int32(0)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -47,13 +48,18 @@ def turn(w: Float[Array, "D *out"]) -> Turned:
     return Turned(w.reshape(w.shape[0], -1).T, w.shape[1:])
 
 
+def turn_all(tree: dict[str, Array], rows: int) -> dict[str, Array | Turned]:
+    """Every weight of a module `turn`ed, unless a single row is decoded."""
+    return {name: turn(w) for name, w in tree.items()} if rows > 1 else tree
+
+
 def weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Array | Served:
     """`module.param`, or what stands in for it."""
     found = module.get_variable("params", name) if module.has_variable("params", name) else None
     return found if isinstance(found, Served) else module.param(name, init, shape)
 
 
-def product(x: Float[Array, "... D"], w: Float[Array, "D *out"] | Turned, dtype: str = "float32", out: str | None = None) -> Float[Array, "... *out"]:
+def product(x: Float[Array, "... D"], w: Float[Array, "D *out"] | Turned, dtype: DTypeLike = "float32", out: DTypeLike | None = None) -> Float[Array, "... *out"]:
     """x @ w with both cast to `dtype`; sums are made and returned in `out` if given.
 
     Flattened to two dimensions because XLA:CPU runs the weight gradient of a product over [B, S, D] 1.4 times slower

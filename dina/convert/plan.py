@@ -226,7 +226,7 @@ def check_codes(checkpoint: Released, made: Plan) -> None:
         for kind, level, (base, size) in levels:
             if not any(np.any(rows[i : i + 1]) for i in range(base, base + size, max(1, size // 8))):
                 where = f"rows {base} to {base + size - 1}, the codes of {kind} level {level}"
-                raise InputError(f"{checkpoint.folder / shard}: {JOINT} has only zeros in {where}; they were never loaded")
+                raise InputError(f"{checkpoint.folder / shard}: {JOINT} has zeros in every row looked at of {where}: they were never loaded")
 
 
 def _account(checkpoint: Released, leaves: Mapping[str, Leaf], whole: bool) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from dina import model as model_lib
+from dina.backbone.linear import rearranges
 from dina.config import InputError
 from dina.decode import generate, guidance, sampling
 from dina.decode.prompts import Prompt
@@ -118,7 +121,9 @@ class Generator:
         prefill_chunk: int = 0,
     ):
         self.rows, self.prompt_step, self.reply_step = max(rows, 2), prompt_step, reply_step
-        self.model, self.params, self.stats = model, model_lib.serve(model, params, self.rows), stats
+        params, stats = jax.tree.map(jnp.asarray, (params, stats))  # host arrays would be copied at every call
+        serve = jax.jit(functools.partial(model_lib.serve, model, rows=self.rows))
+        self.model, self.params, self.stats = model, serve(params) if rearranges(self.rows) else params, stats
         self.unconditional, self.order, self.chunk = unconditional, order, prefill_chunk
 
     def read(self, document: Document) -> generate.Prefix:

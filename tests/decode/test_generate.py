@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dina import model as model_lib
+from dina.backbone import linear
 from dina.config import InputError
 from dina.decode import batching, prompts
 from dina.grammar import Speech, Text, encode, rules
@@ -80,6 +81,16 @@ def _greedy_codes(name, h, codes):
     logits = depth.teacher_forced(head, params[f"{name}_head"], depth.input_rows(h[None], embedded[None]))
     last = [size + (name == "audio" and level == 0) for level, size in enumerate(head.sizes)]
     return [int(np.argmax(np.asarray(x)[0, :n])) for x, n in zip(logits, last)]
+
+
+def test_many_rows_with_plain_parameters_say_the_same_as_few():
+    requests = [_write(text=GREEDY), _paint(1, visual=GREEDY), _speak(2, text=GREEDY, audio=GREEDY)]
+    variables = tiny.variables()
+    many = batching.Generator(tiny.model(), variables["params"], variables["stats"], rows=linear.FEW_ROWS + 1)
+    assert "layers" in many.params["backbone"] and "layers" not in generator().params["backbone"]
+    for ours, theirs in zip(many(requests), generator()(requests), strict=True):
+        np.testing.assert_array_equal(ours.tokens_T, theirs.tokens_T)
+        np.testing.assert_array_equal(ours.codes_TL, theirs.codes_TL)
 
 
 def test_greedy_replies_are_the_argmax_of_teacher_forcing():

@@ -144,11 +144,13 @@ def test_a_router_that_lost_its_precision_is_named(copy, tmp_path):
         attempt(copy, tmp_path)
 
 
-@pytest.mark.parametrize("level, kind", enumerate(["visual level 0", "visual level 1"]))
-def test_codes_that_were_never_loaded_are_named(copy, tmp_path, level, kind):
-    base = plan.make(Released(copy)).vocabulary.visual_base[level]
-    edit(copy, plan.JOINT, lambda x: np.concatenate([x[:base], 0 * x[base : base + 32], x[base + 32 :]]))
-    with pytest.raises(InputError, match=f"only zeros in rows {base} to {base + 31}, the codes of {kind}"):
+@pytest.mark.parametrize("kind, level", [("visual", 0), ("visual", 1), ("audio", 2)])
+def test_codes_that_were_never_loaded_are_named(copy, tmp_path, kind, level):
+    voc = plan.make(Released(copy)).vocabulary
+    start = getattr(voc, f"{kind}_base")[level]
+    stop = start + getattr(voc, kind)[level]
+    edit(copy, plan.JOINT, lambda x: np.concatenate([x[:start], 0 * x[start:stop], x[stop:]]))
+    with pytest.raises(InputError, match=f"of rows {start} to {stop - 1}, the codes of {kind} level {level}"):
         attempt(copy, tmp_path)
 
 

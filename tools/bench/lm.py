@@ -63,8 +63,8 @@ def decode(batch: int) -> Workload:
     run, tokens = jax.jit(functools.partial(_greedy, cfg)), jnp.asarray(ids, jnp.int32)
     params = variables["params"]
     if linear.rearranges(batch):  # as `dina.model.serve` does it
-        turned = {"lm_head": {"kernel": linear.turn(params["lm_head"]["kernel"])}} if batch > 1 else {}
-        params = jax.block_until_ready(params | turned | {"backbone": jax.jit(functools.partial(block.serve, cfg, rows=batch))(params["backbone"])})
+        serve = lambda p: {"backbone": block.serve(cfg, p["backbone"], batch), "lm_head": linear.turn_all(p["lm_head"], batch)}
+        params = params | jax.block_until_ready(jax.jit(serve)(params))
     variables = variables | {"params": params}
     return Workload(
         name=f"batch {batch}", ours=lambda: run(variables, tokens), peer="lm_decode", config=CONFIG | {"bench": {"new": NEW}},

@@ -117,8 +117,12 @@ class Case:
                 worst, note = np.inf, f"our shape is {list(result.shape)}, golden {list(golden.shape)}"
                 break
             if lost is not None and np.any(lost):
-                lost = np.asarray(lost).reshape(*np.shape(lost), *[1] * (golden.ndim - np.ndim(lost)))
-                result, note = np.where(lost, golden, result), f"{int(np.sum(lost))} positions behind a choice between ties"
+                note = f"{int(np.sum(lost))} of {np.size(lost)} positions are behind a choice between ties"
+                if np.all(lost):
+                    worst = np.inf
+                    break
+                lost = np.reshape(lost, (*np.shape(lost), *[1] * (golden.ndim - np.ndim(lost))))
+                result = np.where(lost & np.isfinite(result), golden, result)
             error = float(np.max(np.abs(result - golden))) if golden.size else 0.0
             worst = max(worst, error) if np.isfinite(error) else np.inf
         relative = worst / scale if scale else worst

@@ -65,7 +65,8 @@ def apply(cfg, weights, x, position, segment, **kwargs) -> block.BackboneOut:
 
 
 def _whole(case: Case, weights, table, ids) -> tuple[float, np.ndarray]:
-    """Error of the logits, and the positions [B, S] that an expert chosen between ties has changed."""
+    """Error of the logits, and the positions [B, S] that an expert chosen between ties has changed (in this form; others are
+    taken to choose alike)."""
     cfg = settings(case.config)
     position = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     p, bias = {"params": weights["params"]["backbone"]}, weights["stats"]["backbone"]["router_bias"]
