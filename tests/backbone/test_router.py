@@ -38,3 +38,14 @@ def test_padding_has_no_weight_and_no_count():
     _, _, out = route(jnp.zeros(6), valid)
     assert np.all(np.asarray(out.weight_NK)[::3] == 0)
     np.testing.assert_array_equal(out.count_GE[0], np.bincount(np.asarray(out.expert_NK)[np.asarray(valid)].ravel(), minlength=6))
+
+
+def test_groups_are_counted_apart_and_change_nothing_else():
+    group = jnp.array([0, 1, 2, 3, 1, 2, 3, 0, 3])
+    params, u, plain = route(jnp.zeros(6), (group > 0).astype(jnp.int32))
+    out = Router(CFG, groups=3).apply(params, u, jnp.zeros(6), group)
+    for number in (1, 2, 3):
+        chosen = np.asarray(out.expert_NK)[np.asarray(group) == number]
+        np.testing.assert_array_equal(out.count_GE[number - 1], np.bincount(chosen.ravel(), minlength=6))
+    np.testing.assert_array_equal(out.count_GE.sum(0), plain.count_GE[0])
+    np.testing.assert_array_equal(out.weight_NK, plain.weight_NK)
