@@ -32,12 +32,13 @@ class PreBuffer(nn.Module):
     """g + down(silu(gate(LN g)) * up(LN g)), no linear biases (backbone.md §3.2)."""
 
     hidden: int
+    eps: float = 1e-5
 
     @nn.compact
     def __call__(self, g_BMD: Float[Array, "B M D"]) -> Float[Array, "B M D"]:
         """The embedding of image cells from the sums of their level rows."""
         width = g_BMD.shape[-1]
-        u_BMD = nn.LayerNorm(epsilon=1e-5, name="norm")(g_BMD)
+        u_BMD = nn.LayerNorm(epsilon=self.eps, name="norm")(g_BMD)
         gate_DF = self.param("gate", fan_in(), (width, self.hidden)).astype(g_BMD.dtype)
         up_DF = self.param("up", fan_in(), (width, self.hidden)).astype(g_BMD.dtype)
         down_FD = self.param("down", fan_in(), (self.hidden, width)).astype(g_BMD.dtype)

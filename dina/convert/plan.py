@@ -1,7 +1,7 @@
 """What a released checkpoint becomes: our model's settings from its config.json and shapes, and every tensor's place.
 
-The language side has tables of its own (language.py). Families without a table yet (the tokenizers) and released tensors
-that the model does not use are carried along as they are, under 'carried', so that nothing is lost on the way back.
+The language side has tables of its own (language.py). Families that are not read into our parameters yet (the tokenizers;
+visual.py is the first one's table) and released tensors that the model does not use are carried along as they are, under 'carried', so that nothing is lost on the way back.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ numbers: one that is in both names gives separate tensors on both sides, one tha
 leading axis of ours ({layer} and then {expert}, in the order in which they stand in the name).
 
 Ours may be longer than the released tensor where it is padded (DESIGN §4.12): a piece fills its own region, what is
-left is zero, and export cuts the region out again.
+left is zero, and export cuts the region out again. A released tensor may also be longer than ours: `cut` names the parts
+of its first axis, and each rule takes one of them. And several released tensors may be one of ours: `copies`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Rule:
         start: first row of the region in the first axis of ours. With one per value of `by`, that placeholder adds no axis:
             its tensors lie one below the other.
         exact: fp32 in the released checkpoint, whatever the others are.
+        cut: dimensions into which the released first axis is cut, in order; the first axis of `axes` is the part of this rule.
+        copies: placeholder whose tensors are one and the same of ours: equal when they are read, all written on export.
     """
 
     ours: str
@@ -44,11 +47,13 @@ class Rule:
     by: str = ""
     start: tuple[int, ...] = (0,)
     exact: bool = False
+    cut: tuple[str, ...] = ()
+    copies: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """One released tensor and where it lies in ours.
+    """One released tensor, or a part of it, and where it lies in ours.
 
     Attributes:
         name: released name.
@@ -60,6 +65,8 @@ class Piece:
         axes: einops pattern.
         sizes: sizes of the pattern's dimensions.
         exact: fp32 in the released checkpoint.
+        part: first and last + 1 of the released rows that lie here; None: all.
+        copy: whether another piece has filled the region with the same values.
     """
 
     name: str
@@ -71,6 +78,8 @@ class Piece:
     axes: str
     sizes: dict[str, int]
     exact: bool
+    part: tuple[int, int] | None = None
+    copy: bool = False
 
     @property
     def slices(self) -> tuple:
@@ -82,10 +91,12 @@ class Piece:
 
     def to_ours(self, released: np.ndarray) -> np.ndarray:
         """The region's content, a view where the layout allows it."""
+        if self.part:
+            released = released[slice(*self.part)]
         return einops.rearrange(released, self.axes, **self._factors()) if self.shape else released
 
     def to_theirs(self, region: np.ndarray) -> np.ndarray:
-        """The released tensor of a region."""
+        """The released tensor of a region, or its part."""
         if not self.shape:
             return region
         left, right = self.axes.split("->")
@@ -107,22 +118,33 @@ def pieces(rules: Iterable[Rule], counts: Mapping[str, int], sizes: Sizes) -> It
     for rule in rules:
         names = list(dict.fromkeys(re.findall(r"{(\w+)}", rule.theirs)))
         in_rows = rule.by if len(rule.start) > 1 else ""
-        stacked = [name for name in names if f"{{{name}}}" not in rule.ours and name != in_rows]
+        stacked = [name for name in names if f"{{{name}}}" not in rule.ours and name not in (in_rows, rule.copies)]
         left, right = rule.axes.split("->")
         for values in itertools.product(*(range(counts[name]) for name in names)):
             at = dict(zip(names, values, strict=True))
             choice = at[rule.by] if rule.by else 0
-            own = {d: _choose(sizes[d], choice) for d in re.findall(r"\w+", rule.axes)}
+            own = {d: _choose(sizes[d], choice) for d in (*re.findall(r"\w+", rule.axes), *rule.cut)}
+            shape, part = _shape(left, own), None
+            if rule.cut:
+                at_cut = rule.cut.index(left.split()[0])
+                start = sum(own[d] for d in rule.cut[:at_cut])
+                part = (start, start + shape[0])
+                shape = (sum(own[d] for d in rule.cut), *shape[1:])
             yield Piece(
                 name=rule.theirs.format(**at),
-                shape=tuple(int(np.prod([own[d] for d in re.findall(r"\w+", group)]))
-                            for group in re.findall(r"\([^)]*\)|\w+", left)),
+                shape=shape,
                 path=rule.ours.format(**at),
                 index=tuple(at[name] for name in stacked),
                 start=_choose(rule.start, choice),
-                region=tuple(own[d] for d in right.split()),
-                axes=rule.axes, sizes=own, exact=rule.exact,
+                region=_shape(right, own),
+                axes=rule.axes, sizes=own, exact=rule.exact, part=part, copy=bool(rule.copies) and at[rule.copies] > 0,
             )  # fmt: skip
+
+
+def _shape(side: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of one side of a pattern."""
+    groups = re.findall(r"\([^)]*\)|\w+", side)
+    return tuple(int(np.prod([sizes[d] for d in re.findall(r"\w+", group)])) for group in groups)
 
 
 def _choose(value: int | tuple[int, ...], index: int) -> int:
@@ -134,11 +156,12 @@ def _choose(value: int | tuple[int, ...], index: int) -> int:
 def by_path(pieces_: Iterable[Piece]) -> dict[str, list[Piece]]:
     """Pieces of each of our tensors. Raises InputError where two rules claim one released tensor."""
     found: dict[str, list[Piece]] = {}
-    seen: set[str] = set()
+    seen: set[tuple[str, int]] = set()
     for piece in pieces_:
-        if piece.name in seen:
+        claim = (piece.name, piece.part[0] if piece.part else 0)
+        if claim in seen:
             raise InputError(f"conversion table: {piece.name} is claimed twice")
-        seen.add(piece.name)
+        seen.add(claim)
         found.setdefault(piece.path, []).append(piece)
     return found
 
@@ -160,12 +183,28 @@ def assemble(group: Sequence[Piece], read, shape: Sequence[int], dtype) -> np.nd
         dtype: of the result.
 
     Raises:
-        InputError: a released tensor has another shape than the table says, or does not fit into ours.
+        InputError: a released tensor has another shape than the table says, does not fit into ours, or is no copy of
+            those that it should equal.
     """
     check_fit(group, shape)
     out = np.zeros(shape, dtype)
     for piece in group:
-        out[piece.slices] = piece.to_ours(check_shape(piece, read(piece.name)))
+        content = piece.to_ours(check_shape(piece, read(piece.name)))
+        if piece.copy and not np.array_equal(out[piece.slices], content.astype(dtype)):
+            raise InputError(f"tensor {piece.name} differs from {group[0].name}; both are one tensor, {piece.path}")
+        out[piece.slices] = content
+    return out
+
+
+def disassemble(groups: Mapping[str, Sequence[Piece]], ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Released tensors by name from ours by path; the parts of one that was cut are joined."""
+    out: dict[str, np.ndarray] = {}
+    for piece in (piece for group in groups.values() for piece in group):
+        content = piece.to_theirs(ours[piece.path][piece.slices])
+        if piece.part is None:
+            out[piece.name] = content
+        else:
+            out.setdefault(piece.name, np.zeros(piece.shape, content.dtype))[slice(*piece.part)] = content
     return out
 
 

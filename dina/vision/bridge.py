@@ -56,6 +56,7 @@ def make_encoder(config_vision: ConfigDict) -> VisionEncoder:
         heads=encoder.heads,
         ff=encoder.ff,
         full_layers=tuple(encoder.full_layers),
+        pixels=encoder.pixels,
         remat=encoder.remat,
         parent=None,
     )

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 ROPE_THETA = 1e4
+PIXELS = ("float32", "bfloat16")
 MASKED = -1e30  # finite, so that a row without any allowed key would stay finite too
 
 
@@ -33,10 +34,8 @@ class RMSNorm(nn.Module):
         return x32.astype(x.dtype) * scale_D.astype(x.dtype)
 
 
-def rotary_tables(
-    row: Int[Array, "B P"], col: Int[Array, "B P"], head_dim: int
-) -> tuple[Float[Array, "B P 1 K"], Float[Array, "B P 1 K"]]:
-    """cos and sin of the 2-D rotary angles, float32: a quarter of the head for rows, a quarter for columns, twice.
+def rotary_angles(row: Int[Array, "B P"], col: Int[Array, "B P"], head_dim: int) -> Float[Array, "B P K/2"]:
+    """The 2-D rotary angles, float32: a quarter of the head for rows, a quarter for columns.
 
     Raises:
         ValueError: `head_dim` is no multiple of 4.
@@ -45,7 +44,14 @@ def rotary_tables(
         raise ValueError(f"head width {head_dim} must be a multiple of 4 for 2-D rotary positions")
     half = head_dim // 2
     frequency = ROPE_THETA ** (-jnp.arange(0, half, 2, dtype=jnp.float32) / half)
-    angles = jnp.concatenate([position[..., None] * frequency for position in (row, col)], axis=-1)
+    return jnp.concatenate([position[..., None] * frequency for position in (row, col)], axis=-1)
+
+
+def rotary_tables(
+    row: Int[Array, "B P"], col: Int[Array, "B P"], head_dim: int
+) -> tuple[Float[Array, "B P 1 K"], Float[Array, "B P 1 K"]]:
+    """cos and sin of `rotary_angles`, twice."""
+    angles = rotary_angles(row, col, head_dim)
     angles = jnp.concatenate([angles, angles], axis=-1)[:, :, None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -107,6 +113,7 @@ class VisionTransformer(nn.Module):
     Attributes:
         width, depth, heads, ff: D, layers, H, F.
         full_layers: indices of the layers that attend over the whole image; the others stay inside windows.
+        pixels: 'float32', or 'bfloat16' as the released code rounds them, whatever the precision of the rest.
         remat: 'none' or 'block' (recompute each block in the backward pass).
         dtype: of the matrix products; norms, rotary angles and softmax are float32.
     """
@@ -116,6 +123,7 @@ class VisionTransformer(nn.Module):
     heads: int
     ff: int
     full_layers: tuple[int, ...]
+    pixels: str = "float32"
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
@@ -129,6 +137,10 @@ class VisionTransformer(nn.Module):
         window: Int[Array, "B P"],
     ) -> Float[Array, "B P D"]:
         """Features in the order of the patches (arrays of preprocess.pack_images, stacked); padding is garbage."""
+        if self.pixels not in PIXELS:
+            raise ValueError(f"encoder.pixels={self.pixels!r}: choose one of {', '.join(PIXELS)}")
+        if self.pixels == "bfloat16":
+            patches = jax.lax.reduce_precision(patches, exponent_bits=8, mantissa_bits=7)  # XLA drops a cast to and fro
         b, p, values = patches.shape
         embed = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="patch_embed")
         x_TD = embed(patches.reshape(b * p, values))
@@ -138,7 +150,7 @@ class VisionTransformer(nn.Module):
         block = {"none": Block, "block": nn.remat(Block, prevent_cse=False)}[self.remat]
         blocks = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.depth,

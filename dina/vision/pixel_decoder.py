@@ -3,7 +3,8 @@
 Each cell is spread over its four patches, a vision transformer with sub-layer norms and interleaved 2-D rotary
 positions mixes the patches of one image, and a head predicts the patches' values in the order of preprocess.py.
 The part `pixel_decoder`. Options keep the released weights' habits: `positions='raster'` numbers patches as if they
-were in raster order although they are in merge-group order (Q4), `attn_scale='double'` scales twice (Q5).
+were in raster order although they are in merge-group order (Q4), `attn_scale='double'` scales twice (Q5). Other blocks of the
+same family have a plain feed-forward, no sub-layer norms, other biases.
 
 Letters: B packs, P patches, N = P/4 cells, D width of a code vector, W width, H heads, K head width, I images.
 """
@@ -86,28 +87,37 @@ def rotate_pairs(x: Array, cos: Array, sin: Array) -> Array:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and SwiGLU, each with a second norm before its output projection (sub-layer norm)."""
+    """Pre-norm attention and feed-forward, each with a second norm before its output projection (sub-layer norm)."""
 
     heads: int
     ff: int
     eps: float
     scale: float
+    norms: str = "sub"
+    ffn: str = "swiglu"
+    qkv_bias: str = "qv"
 
     @nn.compact
     def __call__(self, x_BPW, mask_BPP, rotary):
         w = x_BPW.shape[-1]
         split = lambda y: y.reshape(*y.shape[:2], self.heads, w // self.heads)
         h_BPW = RMSNorm(self.eps, name="norm1")(x_BPW)
-        q = rotate_pairs(split(nn.Dense(w, name="q")(h_BPW)), *rotary) * self.scale
-        k = rotate_pairs(split(nn.Dense(w, use_bias=False, name="k")(h_BPW)), *rotary)
-        v = split(nn.Dense(w, name="v")(h_BPW))
+        q, k, v = (split(nn.Dense(w, use_bias=name in self.qkv_bias, name=name)(h_BPW)) for name in "qkv")
+        q, k = rotate_pairs(q, *rotary) * self.scale, rotate_pairs(k, *rotary)
         scores = jnp.einsum("bphk,bqhk->bhpq", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(jnp.where(mask_BPP[:, None], scores, MASKED), axis=-1).astype(v.dtype)
         mixed_BPW = jnp.einsum("bhpq,bqhk->bphk", weights, v).reshape(x_BPW.shape)
-        x_BPW = x_BPW + nn.Dense(w, name="out")(RMSNorm(self.eps, name="norm_attn")(mixed_BPW))
-        h_BPW = RMSNorm(self.eps, name="norm2")(x_BPW)
-        h_BPF = nn.silu(nn.Dense(self.ff, name="w1")(h_BPW)) * nn.Dense(self.ff, name="w2")(h_BPW)
-        return x_BPW + nn.Dense(w, name="w3")(RMSNorm(self.eps, name="norm_ff")(h_BPF)), None
+        inner = lambda name, y: RMSNorm(self.eps, name=name)(y) if self.norms == "sub" else y
+        x_BPW = x_BPW + nn.Dense(w, name="out")(inner("norm_attn", mixed_BPW))
+        h_BPF = self.hidden(RMSNorm(self.eps, name="norm2")(x_BPW))
+        return x_BPW + nn.Dense(w, name="w3")(inner("norm_ff", h_BPF)), None
+
+    @nn.nowrap
+    def hidden(self, h_BPW):
+        h_BPF = nn.Dense(self.ff, name="w1")(h_BPW)
+        if self.ffn == "gelu":
+            return nn.gelu(h_BPF, approximate=False)
+        return nn.silu(h_BPF) * nn.Dense(self.ff, name="w2")(h_BPW)
 
 
 class PixelDecoder(nn.Module):
@@ -119,6 +129,9 @@ class PixelDecoder(nn.Module):
         eps: of the norms (1e-6 in the unmerger, always).
         positions: 'block' or 'raster', see `positions`.
         attn_scale: 'single' (K^-1/2) or 'double' (K^-1).
+        norms: 'sub' (one more norm before each output projection) or 'pre'.
+        ffn: 'swiglu' or 'gelu'.
+        qkv_bias: which of q, k and v have biases.
         remat: 'none' or 'block'.
     """
 
@@ -130,6 +143,9 @@ class PixelDecoder(nn.Module):
     eps: float = 1e-6
     positions: str = "block"
     attn_scale: str = "single"
+    norms: str = "sub"
+    ffn: str = "swiglu"
+    qkv_bias: str = "qv"
     remat: str = "none"
 
     @nn.compact
@@ -140,6 +156,8 @@ class PixelDecoder(nn.Module):
             q_BND: sums of code vectors.
             pack: segment, row, col [B, P]; grid [B, I, 2] for raster positions.
         """
+        if self.norms not in ("sub", "pre") or self.ffn not in ("swiglu", "gelu"):
+            raise ValueError(f"pixel_decoder: norms={self.norms!r} is sub or pre, ffn={self.ffn!r} is swiglu or gelu")
         b, n, _ = q_BND.shape
         x = RMSNorm(self.eps, name="post_quant_norm")(nn.Dense(self.width, name="post_quant")(q_BND))
         h = nn.Dense(CHILDREN * self.width, name="unmerge1")(RMSNorm(1e-6, name="unmerge_norm")(x))
@@ -152,11 +170,11 @@ class PixelDecoder(nn.Module):
         block = {"none": Block, "block": nn.remat(Block, prevent_cse=False)}[self.remat]
         layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast),
             length=self.depth,
-        )(self.heads, self.ff, self.eps, scale, name="layers")
+        )(self.heads, self.ff, self.eps, scale, self.norms, self.ffn, self.qkv_bias, name="layers")
         x_BPW, _ = layers(x_BPW, mask_BPP, rotary)
         h = nn.gelu(nn.Dense(self.ff, name="head1")(RMSNorm(self.eps, name="norm_out")(x_BPW)), approximate=False)
         return nn.Dense(self.out_dim, name="head2")(h)

@@ -137,6 +137,14 @@ def image_to_patches(image_HWC: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarra
     return x.reshape(h * w * MERGE * MERGE, PATCH_DIM)
 
 
+def patches_to_pixels(patches_PD: Float32[np.ndarray, "P 1176"], grid: tuple[int, int]) -> Float32[np.ndarray, "H W 3"]:
+    """Temporal slice 0 of an image's patches, CLIP-normalised as they are; arguments as in `patches_to_image`."""
+    h, w = (int(side) for side in grid)
+    x = np.asarray(patches_PD, np.float32)[: h * w * MERGE * MERGE]
+    x = x.reshape(h, w, MERGE, MERGE, 3, TEMPORAL, PATCH, PATCH)[:, :, :, :, :, 0]
+    return x.transpose(0, 2, 5, 1, 3, 6, 4).reshape(h * CELL, w * CELL, 3)
+
+
 def patches_to_image(
     patches_PD: Float32[np.ndarray, "P 1176"], grid: tuple[int, int]
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -146,10 +154,7 @@ def patches_to_image(
         patches_PD: at least 4*h*w patches; further ones (padding, other images) are ignored.
         grid: (h, w) of the image in merged cells.
     """
-    h, w = (int(side) for side in grid)
-    x = np.asarray(patches_PD, np.float32)[: h * w * MERGE * MERGE]
-    x = x.reshape(h, w, MERGE, MERGE, 3, TEMPORAL, PATCH, PATCH)[:, :, :, :, :, 0]
-    x = x.transpose(0, 2, 5, 1, 3, 6, 4).reshape(h * CELL, w * CELL, 3)
+    x = patches_to_pixels(patches_PD, grid)
     return np.clip(np.rint((x * CLIP_STD + CLIP_MEAN) * 255.0), 0, 255).astype(np.uint8)
 
 

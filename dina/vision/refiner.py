@@ -6,16 +6,19 @@ own small refiner, then all of an image's tokens attend to each other. Several i
 apart. t = 0 is noise, t = 1 is data, the velocity is data minus noise. The part `refiner`.
 
 Letters: B rows, N cells, T latent tokens, C values of a latent token, D width of a code vector, I images of a row,
-W width, E width of the time embedding, H heads, G key-value heads, K head width, S = N + 2T joint tokens.
+W width, E width of the time embedding, H heads, G key-value heads, K head width, R tokens of the references (most often
+T), S = N + R + T joint tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -25,7 +28,7 @@ from dina.vision.pixel_decoder import rotate_pairs, segment_index
 
 PART = "refiner"
 ROPE_THETA = 1e4
-EPS = 1e-5
+EPS = 1e-5  # of norms; those of queries and keys have it whatever `eps` says
 TIME_FREQUENCIES, TIME_SCALE = 128, 1000.0
 PREDICTIONS = ("velocity", "clean", "correction")
 NEAREST_END = 0.05  # a clean prediction becomes a velocity by / (1 - t), not by less than this
@@ -59,35 +62,35 @@ def default_refiner_config() -> ConfigDict:
 default_config = default_refiner_config  # the name that dina/vision/config.py looks for
 
 
-def rotary_tables(id_BT3: Array, head_dim: int) -> tuple[Array, Array]:
-    """cos, sin [B, T, 1, K] of three-axis positions: a third of the head per axis, adjacent pairs share an angle."""
-    if head_dim % 6:
-        raise ValueError(f"refiner head width {head_dim} must be a multiple of 6: three axes of pairs")
-    third = head_dim // 3
-    frequency = ROPE_THETA ** (-jnp.arange(0, third, 2, dtype=jnp.float32) / third)
-    angles = (id_BT3[..., None].astype(jnp.float32) * frequency).reshape(*id_BT3.shape[:2], -1)
-    angles = jnp.repeat(angles, 2, axis=-1)[:, :, None]
+def rotary_tables(id_BT3: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """cos, sin [B, T, 1, K] of three-axis positions: `axes` of the head's values per axis, adjacent pairs share an angle."""
+    frequencies = [ROPE_THETA ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width) for width in axes]
+    angles = [id_BT3[..., i : i + 1].astype(jnp.float32) * frequency for i, frequency in enumerate(frequencies)]
+    angles = jnp.repeat(jnp.concatenate(angles, axis=-1), 2, axis=-1)[:, :, None]
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def token_positions(
-    pack: Mapping[str, Array], layout: Mapping[str, Array], has_ref_BI: Array
+    pack: Mapping[str, Array], layout: Mapping[str, Array], has_ref_BI: Array, ref_layout: Mapping[str, Array] | None = None
 ) -> tuple[Array, Array, Array]:
-    """Three-axis ids of condition [B, N, 3], reference [B, T, 3] and noise tokens [B, T, 3] (A.7).
+    """Three-axis ids of condition [B, N, 3], reference [B, R, 3] and noise tokens [B, T, 3] (A.7).
 
     Condition token l of an image of L cells sits at (l, l, l), a reference token at (L, row, col), a noise token at
     (L + the reference's longer side, row, col), the shift only where a reference is there.
     """
+    ref_layout = layout if ref_layout is None else ref_layout
     length_BI = jnp.prod(pack["grid"], axis=-1)
-    image_BT = image_index(layout["segment"])
-    here = layout["segment"][:, None] == jnp.arange(1, length_BI.shape[1] + 1)[None, :, None]
-    reach_BT = jnp.maximum(layout["row"], layout["col"]) + 1
-    side_BI = jnp.max(jnp.where(here, reach_BT[:, None], 0), axis=-1)
-    at = lambda x_BI: jnp.take_along_axis(x_BI, image_BT, axis=1)
+    here = ref_layout["segment"][:, None] == jnp.arange(1, length_BI.shape[1] + 1)[None, :, None]
+    reach_BR = jnp.maximum(ref_layout["row"], ref_layout["col"]) + 1
+    side_BI = jnp.max(jnp.where(here, reach_BR[:, None], 0), axis=-1)
+
+    def place(first_BI, tokens):
+        first_BT = jnp.take_along_axis(first_BI, image_index(tokens["segment"]), axis=1)
+        return jnp.stack([first_BT, tokens["row"], tokens["col"]], axis=-1)
+
     index_BN = segment_index(pack["cell_segment"])
-    ref = jnp.stack([at(length_BI), layout["row"], layout["col"]], axis=-1)
-    noise = jnp.stack([at(length_BI + side_BI * has_ref_BI.astype(jnp.int32)), layout["row"], layout["col"]], axis=-1)
-    return jnp.repeat(index_BN[..., None], 3, axis=-1), ref, noise
+    noise = place(length_BI + side_BI * has_ref_BI.astype(jnp.int32), layout)
+    return jnp.repeat(index_BN[..., None], 3, axis=-1), place(length_BI, ref_layout), noise
 
 
 def image_index(segment: Array) -> Array:
@@ -128,11 +131,12 @@ class Block(nn.Module):
     kv_heads: int
     ff: int
     modulation: str
+    eps: float = EPS
 
     @nn.compact
     def __call__(self, x_BSW, temb_BIE, image_BS, mask_BSS, rotary):
         w = x_BSW.shape[-1]
-        norm = lambda name, x: RMSNorm(EPS, name=name)(x)
+        norm = lambda name, x: RMSNorm(self.eps, name=name)(x)
         if self.modulation == "time":
             parts = spread(nn.Dense(4 * w, name="modulate")(nn.silu(temb_BIE)), image_BS)
             scale_a, gate_a, scale_m, gate_m = jnp.split(parts, 4, axis=-1)
@@ -155,12 +159,15 @@ class Refiner(nn.Module):
     Attributes:
         width, depth, refiner_layers, heads, kv_heads, ff: W, joint layers, layers of each of the three refiners, H,
             G, feed-forward width.
-        cond_dim: width to which code vectors are projected first.
+        cond_dim: width to which code vectors are projected first; 0: they are used as they are.
         references: most reference images of one image (one is used here).
         token_dim: C.
         prediction: what the network's output is: 'velocity', 'clean' (the data) or 'correction' (the data less the
             reference, zero at the start).
         remat: 'none' or 'block'.
+        eps: of the norms.
+        time_scale: by which times are multiplied before their sinusoids.
+        axes: values of a head that turn by each of the three positions; (): a third each.
     """
 
     width: int
@@ -174,6 +181,23 @@ class Refiner(nn.Module):
     token_dim: int
     prediction: str = "velocity"
     remat: str = "none"
+    eps: float = EPS
+    time_scale: float = TIME_SCALE
+    axes: tuple[int, ...] = ()
+
+    @property
+    def time_width(self) -> int:
+        """E."""
+        return min(self.width, 1024)
+
+    @property
+    def rotary_axes(self) -> tuple[int, ...]:
+        """`axes` as they are used. Raises ValueError if they do not make up a head in pairs."""
+        head = self.width // self.heads
+        axes = self.axes or (head // 3,) * 3
+        if sum(axes) != head or any(width % 2 for width in axes):
+            raise ValueError(f"refiner head width {head} must be made of three axes of pairs, not {axes}")
+        return axes
 
     @nn.compact
     def __call__(
@@ -185,6 +209,7 @@ class Refiner(nn.Module):
         pack: Mapping[str, Array],
         layout: Mapping[str, Array],
         keep: Mapping[str, Float[Array, "B I"]],
+        ref_layout: Mapping[str, Array] | None = None,
     ) -> Float[Array, "B T C"]:
         """Velocity at x and t.
 
@@ -197,26 +222,30 @@ class Refiner(nn.Module):
             layout: segment, row, col [B, T] of the latent tokens.
             keep: 'cond' and 'ref', 1 where the image has that condition. A dropped code condition is zero after its
                 projection (Q13), a dropped reference is absent.
+            ref_layout: of the reference's tokens where they are not laid out as the noise's.
         """
+        ref_layout = layout if ref_layout is None else ref_layout
         image_BN, image_BT = image_index(pack["cell_segment"]), image_index(layout["segment"])
+        image_BR = image_index(ref_layout["segment"])
         seg_cond, seg_x = pack["cell_segment"], layout["segment"]
-        has_ref_BT = spread(keep["ref"][..., None], image_BT)[..., 0] > 0
-        seg_ref = jnp.where(has_ref_BT, seg_x, -1)  # seen by nobody but their like
-        rotary = [rotary_tables(ids, self.width // self.heads) for ids in token_positions(pack, layout, keep["ref"])]
+        has_ref_BR = spread(keep["ref"][..., None], image_BR)[..., 0] > 0
+        seg_ref = jnp.where(has_ref_BR, ref_layout["segment"], -1)  # seen by nobody but their like
+        rotary = [rotary_tables(ids, self.rotary_axes) for ids in token_positions(pack, layout, keep["ref"], ref_layout)]
         temb_BIE = self.time_embedding(t_BI)
-        cond = nn.Dense(self.cond_dim, name="cond_proj")(cond_BND) * spread(keep["cond"][..., None], image_BN)
+        cond = nn.Dense(self.cond_dim, name="cond_proj")(cond_BND) if self.cond_dim else cond_BND
+        cond = cond * spread(keep["cond"][..., None], image_BN)
         # A dropped condition is this bias alone: at zero, every norm of the stack would multiply its gradient by 300.
         null = nn.initializers.normal(0.5)
-        cond = nn.Dense(self.width, bias_init=null, name="caption_embedder")(RMSNorm(EPS, name="caption_norm")(cond))
+        cond = nn.Dense(self.width, bias_init=null, name="caption_embedder")(RMSNorm(self.eps, name="caption_norm")(cond))
         ref = nn.Dense(self.width, name="ref_embedder")(ref_BTC)
         ref = ref + self.param("image_index_embedding", nn.initializers.normal(0.02), (self.references, self.width))[0]
         x = nn.Dense(self.width, name="x_embedder")(x_BTC)
         few = self.refiner_layers
         cond = self.stack("context_refiner", few, "none", cond, temb_BIE, (image_BN,), (seg_cond,), rotary[:1])
-        ref = self.stack("ref_refiner", few, "time", ref, temb_BIE, (image_BT,), (seg_ref,), rotary[1:2])
+        ref = self.stack("ref_refiner", few, "time", ref, temb_BIE, (image_BR,), (seg_ref,), rotary[1:2])
         x = self.stack("noise_refiner", few, "time", x, temb_BIE, (image_BT,), (seg_x,), rotary[2:])
         joint = jnp.concatenate([cond, ref, x], axis=1)
-        images, segments = (image_BN, image_BT, image_BT), (seg_cond, seg_ref, seg_x)
+        images, segments = (image_BN, image_BR, image_BT), (seg_cond, seg_ref, seg_x)
         joint = self.stack("layers", self.depth, "time", joint, temb_BIE, images, segments, rotary)
         out = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, name="norm_out")(joint[:, -x.shape[1] :])
         out = out * (1 + spread(nn.Dense(self.width, name="modulate_out")(nn.silu(temb_BIE)), image_BT))
@@ -227,17 +256,17 @@ class Refiner(nn.Module):
         if self.prediction == "velocity":
             return out_BTC
         if self.prediction == "correction":
-            out_BTC = out_BTC + jnp.where(has_ref_BT[..., None], ref_BTC, 0)
+            out_BTC = out_BTC + jnp.where(has_ref_BR[..., None], ref_BTC, 0)
         left_BT1 = 1 - spread(t_BI[..., None], image_BT)
         return (out_BTC - x_BTC) / jnp.maximum(left_BT1, NEAREST_END)
 
     @nn.nowrap
     def time_embedding(self, t_BI: Array) -> Array:
-        """Sinusoids of 1000 t, cosines first, through two layers; float32."""
+        """Sinusoids of the scaled time, cosines first, through two layers; float32."""
         rate = 1e4 ** (-jnp.arange(TIME_FREQUENCIES, dtype=jnp.float32) / TIME_FREQUENCIES)
-        angle = TIME_SCALE * t_BI[..., None].astype(jnp.float32) * rate
+        angle = self.time_scale * t_BI[..., None].astype(jnp.float32) * rate
         wave = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-        e = min(self.width, 1024)
+        e = self.time_width
         return nn.Dense(e, name="time2")(nn.silu(nn.Dense(e, name="time1")(wave)))
 
     @nn.nowrap
@@ -250,11 +279,11 @@ class Refiner(nn.Module):
         block = {"none": Block, "block": nn.remat(Block, prevent_cse=False)}[self.remat]
         layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast,) * 4,
             length=depth,
-        )(self.heads, self.kv_heads, self.ff, modulation, name=name)
+        )(self.heads, self.kv_heads, self.ff, modulation, self.eps, name=name)
         return layers(x, temb_BIE, join(images), mask, tables)[0]
 
 
@@ -280,37 +309,69 @@ def init_refiner(config_vision: ConfigDict, key: jax.Array) -> Mapping:
     return {"dit": params} | ({"autoencoder": latent} if latent else {})
 
 
+def times(steps: int, shift_tokens: int = 0) -> np.ndarray:
+    """Times of Euler's method from noise, 0, to data, 1: `steps` + 1 values, float32.
+
+    `shift_tokens`: of the reference's dynamic shift, values of one channel of the latent (rows times columns); its pipeline
+    configures the shift but never applies it (Q8), so 0, equal steps.
+    """
+    t = np.linspace(0, 1, steps + 1, dtype=np.float32)
+    if shift_tokens:
+        m = np.sqrt(shift_tokens) / 40
+        t = t / (m - m * t + t)
+    return t.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """Two guidance scales: v = U + ref (R - U) + cond (T - R) with T = both conditions, R = reference only, U = none (A.7)."""
+
+    cond: float = 1.5
+    ref: float = 1.5
+
+    @property
+    def passes(self) -> tuple[tuple[int, int], ...]:
+        """(condition, reference) kept in each pass; with both scales 1 the first alone tells all."""
+        return ((1, 1),) if self.cond == self.ref == 1 else ((1, 1), (0, 1), (0, 0))
+
+    def combine(self, velocities: Sequence[Array]) -> Array:
+        """The guided velocity of those of `passes`."""
+        if len(velocities) == 1:
+            return velocities[0]
+        both, reference, nothing = velocities
+        return nothing + self.ref * (reference - nothing) + self.cond * (both - reference)
+
+
+def velocities(guidance: Guidance, refiner: Refiner, params, x_BTC, t, cond_BND, ref_BTC, pack, layout, ref_layout=None) -> list[Array]:
+    """Velocities [B, T, C] of the passes that `guidance` combines, at time `t` (of all images, or [B, I]); others as in `Refiner`."""
+    images = pack["grid"].shape[:2]
+    t_BI, kept = jnp.full(images, t), {0: jnp.zeros(images), 1: jnp.ones(images)}
+    one = lambda keep: refiner.apply({"params": params}, x_BTC, t_BI, cond_BND, ref_BTC, pack, layout, keep, ref_layout)
+    keeps = [{"cond": kept[cond], "ref": kept[ref]} for cond, ref in guidance.passes]
+    if len(keeps) == 1:
+        return [one(keeps[0])]
+    return list(jax.lax.map(one, jax.tree.map(lambda *leaves: jnp.stack(leaves), *keeps)))  # one program, not three
+
+
 def sample(
     refiner: Refiner, params, noise_BTC, cond_BND, ref_BTC, pack, layout, steps: int, cond_scale: float, ref_scale: float
 ) -> Float[Array, "B T C"]:
-    """Euler's method from noise to data with two guidance scales (A.7).
-
-    v = U + ref_scale (R - U) + cond_scale (T - R) with T = both conditions, R = reference only, U = none. With both
-    scales 1 this is T, and one pass a step is made instead of three.
+    """Euler's method from noise to data with two guidance scales.
 
     Args:
         refiner, params: the transformer and its parameters ('dit').
         noise_BTC: start, standard normal.
         cond_BND, ref_BTC, pack, layout: as in `Refiner`.
         steps: Euler steps of equal length.
-        cond_scale, ref_scale: Python numbers.
+        cond_scale, ref_scale: Python numbers, of `Guidance`.
 
     Returns:
         Data tokens [B, T, C].
     """
-    images = pack["grid"].shape[:2]
-    on, off = jnp.ones(images), jnp.zeros(images)
-
-    def velocity(x, t, cond, ref):
-        t_BI = jnp.full(images, t)
-        return refiner.apply({"params": params}, x, t_BI, cond_BND, ref_BTC, pack, layout, {"cond": cond, "ref": ref})
+    guidance, t_S = Guidance(cond_scale, ref_scale), jnp.asarray(times(steps))
 
     def step(i, x):
-        t = i / steps
-        v = velocity(x, t, on, on)
-        if cond_scale != 1 or ref_scale != 1:
-            reference, nothing = velocity(x, t, off, on), velocity(x, t, off, off)
-            v = nothing + ref_scale * (reference - nothing) + cond_scale * (v - reference)
-        return x + v / steps
+        v = guidance.combine(velocities(guidance, refiner, params, x, t_S[i], cond_BND, ref_BTC, pack, layout))
+        return x + (t_S[i + 1] - t_S[i]) * v
 
     return jax.lax.fori_loop(0, steps, step, noise_BTC)

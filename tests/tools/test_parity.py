@@ -1,4 +1,4 @@
-"""tools.parity: every golden case of the language side passes, and nothing wrong or forgotten does."""
+"""tools.parity: every golden case of the language side and of pictures passes, and nothing wrong or forgotten does."""
 
 import json
 import pathlib
@@ -13,18 +13,26 @@ from tests.golden_io import GOLDEN
 from tools.parity import __main__ as parity
 from tools.parity.case import Case
 
-CASES = ("01_longcat_flash_lm", "02_ngram_embedding", "03_text_multimodal_path", "06_depth_head", "09_sampling")
+CASES = ("01_longcat_flash_lm", "02_ngram_embedding", "03_text_multimodal_path", "06_depth_head", "09_sampling", "04_visual_encoder",
+         "05_bridge_rvq", "07a_pixel_decoder", "07b_refiner", "07c_refiner_pipeline")  # fmt: skip
 NAMED = {"01_longcat_flash_lm": {"incremental_logits", "greedy_ids", "padded_logits_valid_last_row"},
          "02_ngram_embedding": {"embeds", "serving_embeds", "ngram_row_ids"}, "03_text_multimodal_path": {"mm_embeds", "mm_logits"},
-         "06_depth_head": {"tf_logits_level7", "greedy_audio_codes", "cfg3_codes"}, "09_sampling": {"kept_probs_vocab_order", "cfg_guided_bf16"}}  # fmt: skip
+         "06_depth_head": {"tf_logits_level7", "greedy_audio_codes", "cfg3_codes"}, "09_sampling": {"kept_probs_vocab_order", "cfg_guided_bf16"},
+         "04_visual_encoder": {"pixel_values", "window_index", "official_block3_out_windowed", "bridge_out", "fp32_bridge_out"},
+         "05_bridge_rvq": {"codes", "argmin_margin", "commit_loss", "visual_emb_out"},
+         "07a_pixel_decoder": {"cpu_layer1_out", "image0_pixels_single_scale", "gpu_image0_double_scale", "gpu_image0_uint8"},
+         "07b_refiner": {"joint_before_norm_out", "rope_imag", "velocity_cfg1p5_1p5", "sample_4steps"},
+         "07c_refiner_pipeline": {"ref_latents", "velocities", "images_pt"}}  # fmt: skip
 CLOSE = 1e-5  # ten times tighter than what the tool allows
+# Towards t = 1 the refiner's sinusoids have angles of 750, whose last bit in float32 is 6e-5.
+WIDER = {"07c_refiner_pipeline": 3e-5}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_golden_case_passes(name):
     lines = parity.run(GOLDEN / name).lines
     assert lines and [line for line in lines if not line.passed] == []
-    assert max(line.relative_error for line in lines) < CLOSE
+    assert max(line.relative_error for line in lines) < WIDER.get(name, CLOSE)
     assert NAMED[name] <= {line.tensor for line in lines}
 
 

@@ -1,4 +1,4 @@
-"""The bridge: the reference's numbers, and the encoder as others call it."""
+"""The bridge, and the encoder as others call it (the reference's numbers: tools/parity, case 04)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,18 +6,6 @@ import numpy as np
 
 from dina.vision import bridge, preprocess
 from dina.vision.config import encoder_config
-from tests.vision import golden, test_encoder
-
-
-def test_golden_bridge():
-    """From pixels to raster-ordered cell vectors, both golden images in one padded pack."""
-    vit, params, pack, data = test_encoder.golden_pack(cells=24)
-    model = bridge.VisionEncoder(vit, bridge.Bridge(data["fp32_bridge_out"].shape[1]))
-    batch = {name: jnp.asarray(array)[None] for name, array in pack.items()}
-    with jax.default_matmul_precision("highest"):
-        features = model.apply({"params": params}, batch)[0, :22]
-    expected = data["fp32_bridge_out"]
-    np.testing.assert_allclose(features, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_encode_uses_the_config():

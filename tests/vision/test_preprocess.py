@@ -1,4 +1,4 @@
-"""Preprocessing: sizes, patch order, packs and bad files; golden arrays of the reference processor."""
+"""Preprocessing: sizes, patch order, packs and bad files (the reference's pixels: tools/parity, case 04)."""
 
 import json
 import pathlib
@@ -13,32 +13,17 @@ from dina.vision import preprocess
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/04_visual_encoder"
 
 
-@pytest.fixture(scope="module")
-def golden():
-    return json.loads((GOLDEN / "config.json").read_text()), np.load(GOLDEN / "data.npz")
-
-
 def random_image(h, w, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (28 * h, 28 * w, 3)).astype(np.uint8)
 
 
-def test_smart_resize_table(golden):
-    config, _ = golden
+def test_smart_resize_table():
+    config = json.loads((GOLDEN / "config.json").read_text())
     for h, w, *expected in config["smart_resize_table_h_w_hbar_wbar"]:
         size = preprocess.smart_resize(h, w, 28, config["min_pixels"], config["max_pixels"])
         assert list(size) == expected, (h, w)
     for h, w, *expected in config["smart_resize_table_processor_defaults_min3136_max1003520"]:
         assert list(preprocess.smart_resize(h, w, 28, 3136, 1003520)) == expected, (h, w)
-
-
-def test_golden_pixels(golden):
-    config, data = golden
-    patches = []
-    for i in range(2):
-        image = preprocess.resize_image(data[f"image{i}_uint8"], 28, config["min_pixels"], config["max_pixels"])
-        np.testing.assert_array_equal(image, data[f"image{i}_resized_uint8"])
-        patches.append(preprocess.image_to_patches(image))
-    np.testing.assert_allclose(np.concatenate(patches), data["pixel_values"], atol=1e-6)
 
 
 def test_patches_round_trip():

@@ -1,4 +1,4 @@
-"""Refiner: conditions, packs, sampler against a known flow, the released reference's numbers (07b)."""
+"""Refiner: conditions, packs, sampler against a known flow (the reference's numbers: tools/parity, 07b and 07c)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from dina.vision import autoencoder, refiner
-from tests.golden_io import read_case, relative_error
 from tests.vision import packs
 
 
@@ -54,8 +53,8 @@ def test_dropped_conditions_are_not_seen(setup):
 class _Linear:
     """A stand-in whose velocity is known: conditions add constants."""
 
-    def apply(self, variables, x, t, cond, ref, pack, layout, keep):
-        del variables, t, cond, ref, pack, layout
+    def apply(self, variables, x, t, cond, ref, pack, layout, keep, ref_layout):
+        del variables, t, cond, ref, pack, layout, ref_layout
         return jnp.full(x.shape, 1.0) + keep["ref"][0, 0] * 10 + keep["cond"][0, 0] * 100
 
 
@@ -93,69 +92,36 @@ def test_correction_starts_at_the_reference():
     np.testing.assert_allclose((x + 0.4 * v)[:, 8:], 0, atol=1e-4)
 
 
-def released_params(weights, config, depth):
-    """Parameters of `Refiner` from the released names; the projection of the codes is the identity."""
-    root = "image_refiner.base_transformer."
-    dense = lambda name: {"kernel": weights[f"{root}{name}.weight"].T} | (
-        {"bias": weights[f"{root}{name}.bias"]} if f"{root}{name}.bias" in weights else {})
-    norm = lambda name: {"scale": weights[f"{root}{name}.weight"]}
-
-    def block(at, modulated):
-        attn = {name: dense(f"{at}.attn.{name}") for name in ("to_q", "to_k", "to_v")}
-        attn |= {"to_out": dense(f"{at}.attn.to_out.0"), "norm_q": norm(f"{at}.attn.norm_q"), "norm_k": norm(f"{at}.attn.norm_k")}
-        out = {name: norm(f"{at}.{name}") for name in ("norm2", "ffn_norm1", "ffn_norm2")}
-        out |= {f"linear_{i}": dense(f"{at}.feed_forward.linear_{i}") for i in (1, 2, 3)}
-        out["norm1"] = norm(f"{at}.norm1.norm" if modulated else f"{at}.norm1")
-        return out | {"attn": attn} | ({"modulate": dense(f"{at}.norm1.linear")} if modulated else {})
-
-    def stack(name, count, modulated):
-        blocks = [block(f"{name}.{i}", modulated) for i in range(count)]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)
-
-    few, text = config["num_refiner_layers"], config["text_feat_dim"]
-    embed = "time_caption_embed."
-    return {
-        "x_embedder": dense("x_embedder"), "ref_embedder": dense("ref_image_patch_embedder"),
-        "time1": dense(f"{embed}timestep_embedder.linear_1"), "time2": dense(f"{embed}timestep_embedder.linear_2"),
-        "caption_norm": norm(f"{embed}caption_embedder.0"), "caption_embedder": dense(f"{embed}caption_embedder.1"),
-        "cond_proj": {"kernel": np.eye(text, dtype=np.float32), "bias": np.zeros(text, np.float32)},
-        "image_index_embedding": weights[f"{root}image_index_embedding"],
-        "noise_refiner": stack("noise_refiner", few, True), "ref_refiner": stack("ref_image_refiner", few, True),
-        "context_refiner": stack("context_refiner", few, False), "layers": stack("layers", depth, True),
-        "modulate_out": dense("norm_out.linear_1"), "out": dense("norm_out.linear_2"),
-    }
+def test_a_reference_may_have_another_size_than_the_noise(setup):
+    module, params, auto, batch = setup
+    x, ref = jax.random.normal(jax.random.key(4), (2, 1, 24, auto.token_dim))
+    cond, t, layout = jnp.zeros((1, 6, 6)), jnp.full((1, 3), 0.4), auto.layout(batch)
+    module = module.clone(prediction="velocity")
+    keep = {"cond": jnp.ones((1, 3)), "ref": jnp.ones((1, 3))}
+    apply = lambda ref, ref_layout: module.apply({"params": params}, x, t, cond, ref, batch, layout, keep, ref_layout)
+    # Each image's last four reference tokens are missing: the same as a reference of that size, whatever stood there.
+    left = np.r_[0:4, 8:20]
+    fewer = {name: jnp.asarray(array)[:, left] for name, array in layout.items()}
+    small = apply(ref[:, left], fewer)
+    assert small.shape == x.shape
+    np.testing.assert_allclose(apply(ref, layout), apply(ref, None), atol=1e-6)
+    assert float(jnp.abs(small - apply(ref, layout))[:, :8].max()) > 1e-3
+    _, ref_ids, noise_ids = refiner.token_positions(batch, layout, keep["ref"], fewer)
+    assert ref_ids.shape == (1, 16, 3)
+    # One patch row of the first image is left, two patches long, beside two cells; two of the second, four, beside four.
+    assert noise_ids[0, 0].tolist() == [2 + 2, 0, 0] and noise_ids[0, 8].tolist() == [4 + 4, 0, 0]
 
 
-def test_matches_the_released_refiner():
-    case, weights, data = read_case("07b_refiner")
-    config = case["transformer_config"]
-    (b, c, h, w), p = data["latents"].shape, config["patch_size"]
-    rows, cols = h // p, w // p
-    tokens = lambda x: x.reshape(b, c, rows, p, cols, p).transpose(0, 2, 4, 3, 5, 1).reshape(b, rows * cols, p * p * c)
-    images = lambda x: np.asarray(x).reshape(b, rows, cols, p, p, c).transpose(0, 5, 1, 3, 2, 4).reshape(b, c, h, w)
-    params = released_params(weights, config, config["num_layers"])
-    module = refiner.Refiner(
-        width=config["hidden_size"], depth=config["num_layers"], refiner_layers=config["num_refiner_layers"],
-        heads=config["num_attention_heads"], kv_heads=config["num_kv_heads"], cond_dim=config["text_feat_dim"],
-        ff=params["layers"]["linear_1"]["kernel"].shape[-1], references=5, token_dim=p * p * c, prediction="velocity",
-    )
-    ones = np.ones((b, rows * cols), np.int32)
-    at = np.broadcast_to(np.arange(rows * cols), ones.shape)
-    layout = {"segment": ones, "row": at // cols, "col": at % cols}
-    length = data["text_feats"].shape[1]
-    pack = {"cell_segment": np.ones((b, length), np.int32), "grid": np.tile([[1, length]], (b, 1, 1))}
-    t = data["timestep"][:, None]
+def test_times_are_even_unless_shifted():
+    np.testing.assert_allclose(refiner.times(4), [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(refiner.times(4, 1600), refiner.times(4), atol=1e-6)  # 40 x 40 places
+    assert (np.diff(refiner.times(4, 100)) > 0).all() and refiner.times(4, 100)[1] > 0.25
+    assert refiner.times(4, 100)[[0, -1]].tolist() == [0, 1]
 
-    def velocity(cond, ref):
-        keep = {"cond": jnp.full((b, 1), cond), "ref": jnp.full((b, 1), ref)}
-        args = (tokens(data["latents"]), t, data["text_feats"], tokens(data["ref_latents"]), pack, layout, keep)
-        with jax.default_matmul_precision("highest"):
-            return images(module.apply({"params": params}, *args))
 
-    full = velocity(1.0, 1.0)
-    assert relative_error(full, data["velocity"]) < 1e-4
-    nothing, reference = velocity(0.0, 0.0), velocity(0.0, 1.0)
-    assert relative_error(nothing, data["velocity_noref"]) < 1e-4
-    assert relative_error(reference, data["velocity_ref_textzero"]) < 1e-4
-    guided = nothing + 1.5 * (reference - nothing) + 1.5 * (full - reference)
-    assert relative_error(guided, data["velocity_cfg1p5_1p5"]) < 1e-4
+def test_rotary_axes_must_make_up_a_head(setup):
+    module = setup[0]
+    assert module.rotary_axes == (4, 4, 4) and module.clone(axes=(8, 2, 2)).rotary_axes == (8, 2, 2)
+    for axes in ((4, 4, 2), (5, 5, 2)):
+        with pytest.raises(ValueError, match="axes of pairs"):
+            _ = module.clone(axes=axes).rotary_axes

@@ -14,10 +14,10 @@ import pathlib
 import traceback
 
 from dina.config import InputError, run_main
-from tools.parity import depth_head, multimodal, ngram, sampling, trunk
+from tools.parity import bridge_rvq, depth_head, multimodal, ngram, pixel_decoder, refiner, refiner_pipeline, sampling, trunk, visual_encoder
 from tools.parity.case import Case, Line
 
-COMPONENTS = (multimodal, trunk, ngram, depth_head, sampling)
+COMPONENTS = (multimodal, trunk, ngram, depth_head, sampling, visual_encoder, bridge_rvq, pixel_decoder, refiner, refiner_pipeline)
 
 
 def run(folder: pathlib.Path) -> Case:

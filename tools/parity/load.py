@@ -21,7 +21,9 @@ def variables(case: Case, *tables: tuple[list[rules.Rule], dict, dict], shapes: 
         shapes: our shape by path where ours is padded; default: just what the pieces need.
     """
     found = rules.by_path(piece for table in tables for piece in rules.pieces(*table))
-    for piece in (piece for path, group in found.items() if path.startswith("carried/") for piece in group):
-        case.drop_weight(piece.name, "stored in the release, unused by its model")
     used = {path: group for path, group in found.items() if not path.startswith("carried/")}
+    names = {piece.name for group in used.values() for piece in group}
+    for piece in (piece for path, group in found.items() if path not in used for piece in group):
+        if piece.name not in names:  # else only a part of the tensor is carried
+            case.drop_weight(piece.name, "stored in the release, unused by its model")
     return jax.tree.map(jnp.asarray, unflatten(rules.assemble_all(used, case.weight, shapes)))
