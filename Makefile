@@ -32,7 +32,7 @@ smoke: setup
 # What tools.bench measures beside us, in an environment of its own: torch has other Pythons and other pins than we have.
 peers:
 	$(PYTHON) -m venv .peers
-	.peers/bin/python -m pip install --quiet torch==2.13.0 "transformers>=5" safetensors
+	.peers/bin/python -m pip install --quiet torch==2.13.0 "transformers>=5" "vector-quantize-pytorch>=1.20" safetensors
 
 lock: setup
 	.uv/bin/uv pip compile pyproject.toml --python .venv/bin/python --extra judges --extra test --upgrade \

@@ -153,18 +153,19 @@ def encode(cfg: RVQConfig, stats: Stats, x_ND: Float[Array, "N D"]) -> Int[Array
     for level in range(cfg.levels):
         book_KD = stats["codebook"][cfg.book(level)]
         code_N = nearest(residual_ND, book_KD)[0]
-        residual_ND = residual_ND - book_KD[code_N]
+        residual_ND = residual_ND - row(book_KD, code_N)
         codes.append(code_N)
     return jnp.stack(codes, -1)
 
 
+def row(book_KD: Array, code_N: Array) -> Array:
+    """The code vectors [N, D] of one level; zero where the code is -1."""
+    return jnp.where(code_N[:, None] >= 0, book_KD[jnp.maximum(code_N, 0)], 0.0)
+
+
 def rows(cfg: RVQConfig, stats: Stats, codes_NL: Int[Array, "N L"]) -> list[Float[Array, "N D"]]:
     """The code vectors of each level; zero where the code is -1."""
-    out = []
-    for level in range(cfg.levels):
-        book_KD, code_N = stats["codebook"][cfg.book(level)], codes_NL[:, level]
-        out.append(jnp.where(code_N[:, None] >= 0, book_KD[jnp.maximum(code_N, 0)], 0.0))
-    return out
+    return [row(stats["codebook"][cfg.book(level)], codes_NL[:, level]) for level in range(cfg.levels)]
 
 
 def decode(

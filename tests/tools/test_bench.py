@@ -1,6 +1,8 @@
 """tools.bench: ours and the peer compute the same before anything is timed, and a result has the promised keys."""
 
+import functools
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from dina.config import InputError
 from tests.backbone.test_transformers import REASON
 from tools.bench import __main__ as bench
-from tools.bench import harness, lm, small
+from tools.bench import harness, lm, peak, rvq, small
 
 needs_peer = pytest.mark.skipif(REASON is not None, reason=f"no peer: {REASON}")
 
@@ -60,3 +62,41 @@ def test_random_weights_are_the_same_on_both_sides():
     up = variables["params"]["backbone"]["layers"]["experts"]["up"]
     assert up.shape == (2, 3, 64, 256) and cfg.layers == 2
     np.testing.assert_array_equal(released["model.layers.1.mlp.experts.2.up_proj.weight"].T, up[1, 2])
+
+
+def _library_missing():
+    python = harness.peer_python()
+    return subprocess.run([python, "-c", "import vector_quantize_pytorch"], capture_output=True).returncode
+
+
+@needs_peer
+@pytest.mark.parametrize("peer", rvq.PEERS)
+def test_quantizer_workloads_agree_with_the_peers_and_report_memory(peer, monkeypatch, tmp_path):
+    if peer == "library" and _library_missing():
+        pytest.skip("no vector-quantize-pytorch: run `make peers`")
+    small = {"tokens": 150, "levels": 3, "codes": 1100}
+    makes = [functools.partial(rvq.encode, 12, peer, **small), functools.partial(rvq.train_step, 16, peer, **small)]
+    monkeypatch.setitem(bench.BENCHES, "tiny", (makes, "s", "time", 1))
+    assert bench.main(["tiny", "--json", str(tmp_path / "all.json")]) == 0
+    assert bench.main(["tiny", "--case", "1", "--json", str(tmp_path / "one.json")]) == 0
+    found, one = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("all", "one"))
+    assert isinstance(one["ratio"], float) and len(found["ratio"]) == 2
+    assert one["memory"]["ratio"] == pytest.approx(one["memory"]["ours"] / one["memory"]["peer"])
+
+
+def test_a_quantizer_s_wrong_code_is_no_tie():
+    cfg, stats, x, _ = rvq._random(4, tokens=20, levels=2, codes=30)
+    codes = np.asarray(rvq.rvq.encode(cfg, stats, x))
+    rvq._same_codes(np.asarray(x), stats, codes, codes)
+    wrong = codes.copy()
+    wrong[3, 1] = (wrong[3, 1] + 1) % 30
+    with pytest.raises(AssertionError, match="vector 3, level 1"):
+        rvq._same_codes(np.asarray(x), stats, codes, wrong)
+
+
+@pytest.mark.skipif(not peak.CLEAR.exists(), reason="no /proc")
+def test_a_peak_is_what_is_held_at_once_over_what_was_held_before():
+    held = np.ones(2**21)  # 16 MiB, not counted
+    result, found = peak.above(lambda: sum(np.ones(2**22).sum() for _ in range(3)))  # 32 MiB at a time
+    assert result == 3 * 2**22 and held.sum() == 2**21
+    assert 31 * 2**20 < found < 48 * 2**20

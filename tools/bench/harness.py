@@ -22,6 +22,7 @@ import numpy as np
 import safetensors.numpy
 
 from dina.config import InputError
+from tools.bench import peak
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -35,10 +36,11 @@ class Workload:
         ours: runs once and returns a result that `jax.block_until_ready` takes.
         peer: name of the peer's workload in `peer.py`.
         config: for it.
-        tensors: its weights and inputs, in the peer's names.
+        tensors: its weights and inputs, in the peer's names; emptied when the peer has them.
         amount: units of work in a run, for rates.
         check: raises if the two results differ.
         flops, bytes: arithmetic and memory traffic that the work needs at least, for the floor.
+        threads: how the peer is timed: 'each' (with one thread and with all; small work may be faster with one) or 'all'.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Workload:
     check: Callable[[np.ndarray, np.ndarray], None]
     flops: float = 0.0
     bytes: float = 0.0
+    threads: str = "each"
 
 
 class Peer:
@@ -103,21 +106,26 @@ def compare(workload: Workload, rounds: int, warm: int = 1) -> dict:
     """Runs ours and the peer in turn, the peer with one thread and with all (on a GPU: with all), and keeps its better median.
 
     Returns:
-        name, ours and peer (median seconds), their samples, floor (seconds), and versions.
+        name, ours and peer (median seconds), their samples, floor (seconds), versions, and `peak`: the bytes that one run of each
+        needs over what it held before, on a CPU.
     """
     machine = [Machine.measure()]
     cores = os.cpu_count() or 1
-    ours, threads = [], [cores] if on_gpu() else sorted({1, cores})
+    ours, threads = [], [cores] if on_gpu() or workload.threads == "all" else sorted({1, cores})
     peers: dict[int, list[float]] = {n: [] for n in threads}
     with tempfile.TemporaryDirectory() as folder, Peer() as peer:
         weights = pathlib.Path(folder) / "weights.safetensors"
         safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in workload.tensors.items()}, weights)
+        workload.tensors.clear()  # a second copy of large weights may not fit
         versions = peer.ask(setup=workload.peer, config=workload.config, weights=str(weights), device="cuda" if on_gpu() else "cpu")
         for _ in range(warm):
             result = jax.block_until_ready(workload.ours())
             peer.ask(run=True)
         peer.ask(result=str(weights))
         workload.check(np.asarray(result), safetensors.numpy.load_file(weights)["result"])
+        del result
+        peaks = None if on_gpu() else (peak.above(lambda: jax.block_until_ready(workload.ours()))[1], peer.ask(peak=True)["bytes"])
+        peaks = None if peaks is None or None in peaks else peaks
         for _ in range(rounds):
             start = time.perf_counter()
             jax.block_until_ready(workload.ours())
@@ -130,6 +138,7 @@ def compare(workload: Workload, rounds: int, warm: int = 1) -> dict:
     return {
         "case": workload.name, "ours": statistics.median(ours), "peer": statistics.median(peers[best]), "floor": floor,
         "amount": workload.amount, "peer_threads": best, "samples": {"ours": ours, "peer": {str(n): s for n, s in peers.items()}},
+        "peak": peaks,
         "peer_version": ", ".join(f"{k} {v}" for k, v in versions.items() if v),
     }  # fmt: skip
 

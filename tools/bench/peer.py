@@ -2,13 +2,15 @@
 
 Run by path with an interpreter that has torch; knows nothing of dina. Commands: {"setup": NAME, "config": {...},
 "weights": FILE, "device": "cuda" if not the CPU} builds a workload, {"threads": N} sets threads, {"run": true} runs it once and answers its seconds,
-{"result": FILE} saves what the last run computed.
+{"result": FILE} saves what the last run computed, {"peak": true} answers the bytes that one more run needs at its peak.
 """
 
+import importlib.metadata
 import json
 import sys
 import time
 
+import peak
 import safetensors.torch
 import torch
 
@@ -137,7 +139,86 @@ class DepthHead:
         return torch.stack(codes, 1)
 
 
-WORKLOADS = {"lm_forward": LmForward, "lm_decode": LmDecode, "ngram": Ngram, "depth_head": DepthHead}
+class RvqFormula:
+    """The released search (tokenizers.md A.4) and, for a training step, moving averages by `index_add_` and restarts, in place."""
+
+    def __init__(self, config, weights):
+        self.c, levels = config, range(config["levels"])
+        self.books = [weights.pop(f"book.{i}") for i in levels]
+        if "decay" in config:
+            self.counts = [first_counts(config) for _ in levels]
+            self.sums = [book * count[:, None] for book, count in zip(self.books, self.counts)]
+
+    def search(self, x, book):
+        distance = (x.pow(2).sum(1, keepdim=True) + book.pow(2).sum(1)) - 2 * (x @ book.t())
+        return distance.argmin(1)
+
+    def run(self, weights):
+        residual, codes = weights["hidden"], []
+        for level, book in enumerate(self.books):
+            code = self.search(residual, book)
+            row = book[code]
+            if "decay" in self.c:
+                self.update(level, residual, code)
+            residual = residual - row
+            codes.append(code)
+        codes = torch.stack(codes, 1)
+        return codes if "decay" not in self.c else probe(self.c, codes, self.books, self.counts)
+
+    def update(self, level, x, code):
+        book, total, count, keep = self.books[level], self.sums[level], self.counts[level], self.c["decay"]
+        count.mul_(keep).index_add_(0, code, torch.full_like(code, 1 - keep, dtype=count.dtype))
+        total.mul_(keep).index_add_(0, code, x, alpha=1 - keep)
+        mass = count.sum()
+        torch.div(total, ((count + self.c["eps"]) / (mass + len(count) * self.c["eps"]) * mass)[:, None], out=book)
+        dead = torch.nonzero(count < self.c["threshold"] * mass / len(count))[:, 0]
+        if len(dead):
+            fresh = x[torch.randint(len(x), (len(dead),))]
+            book[dead], total[dead], count[dead] = fresh, fresh * self.c["threshold"], self.c["threshold"]
+
+
+class RvqLibrary:
+    """vector-quantize-pytorch's ResidualVQ with its own training when the config has a decay."""
+
+    def __init__(self, config, weights):
+        import vector_quantize_pytorch
+
+        self.c = config
+        training = {"decay": config["decay"], "eps": config["eps"], "threshold_ema_dead_code": config["threshold"]} if "decay" in config else {}
+        dim = weights["book.0"].shape[1]
+        self.model = vector_quantize_pytorch.ResidualVQ(dim=dim, num_quantizers=config["levels"], codebook_size=config["codes"], **training)
+        self.model.train("decay" in config)
+        for i, layer in enumerate(self.model.layers):
+            layer._codebook.embed = weights.pop(f"book.{i}")[None]
+            if training:
+                layer._codebook.cluster_size = first_counts(config)[None]
+                layer._codebook.embed_avg = layer._codebook.embed * layer._codebook.cluster_size[..., None]
+
+    def run(self, weights):
+        codes = self.model(weights["hidden"][None])[1][0]
+        if "decay" not in self.c:
+            return codes
+        books = [layer._codebook for layer in self.model.layers]
+        return probe(self.c, codes, [book.embed[0] for book in books], [book.cluster_size[0] for book in books])
+
+
+def first_counts(config):
+    """One hit for every code but the dead ones."""
+    alive = config["codes"] - config["dead"]
+    return torch.cat([torch.ones(alive), torch.full((config["dead"],), config["dead_count"])])
+
+
+def probe(config, codes, books, counts):
+    """Codes, sums of some rows of each book, and counts of codes that were alive, in one vector."""
+    alive = config["codes"] - config["dead"]
+    return torch.cat([codes.flatten().float(), *(book[: config["probe"]].sum(1) for book in books), *(count[:alive] for count in counts)])
+
+
+WORKLOADS = {
+    "lm_forward": LmForward, "lm_decode": LmDecode, "ngram": Ngram, "depth_head": DepthHead, "rvq_encode_formula": RvqFormula,
+    "rvq_encode_library": RvqLibrary, "rvq_train_step_formula": RvqFormula, "rvq_train_step_library": RvqLibrary,
+}  # fmt: skip
+LIBRARIES = "transformers", "vector-quantize-pytorch"
 
 
 def main():
@@ -154,7 +235,9 @@ def main():
                 inputs = {k: weights.pop(k) for k in ("input_ids", "hidden") if k in weights}
                 work = WORKLOADS[command["setup"]](command["config"], weights)
                 weights = inputs
-                reply = {"torch": torch.__version__, "transformers": getattr(sys.modules.get("transformers"), "__version__", "")}
+                reply = {"torch": torch.__version__} | {
+                    name: importlib.metadata.version(name) for name in LIBRARIES if name.replace("-", "_") in sys.modules
+                }
             if "threads" in command:
                 torch.set_num_threads(command["threads"])
             if "run" in command:
@@ -163,6 +246,8 @@ def main():
                 if device == "cuda":
                     torch.cuda.synchronize()
                 reply["seconds"] = time.perf_counter() - start
+            if "peak" in command:
+                last, reply["bytes"] = peak.above(lambda: work.run(weights))
             if "result" in command:
                 safetensors.torch.save_file({"result": last.cpu().contiguous()}, command["result"])
         print(json.dumps(reply), file=answer, flush=True)
