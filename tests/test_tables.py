@@ -63,11 +63,11 @@ def _run(lookup, sizes, accumulate=1, steps_run=6, poison=False, train=None, **o
     stage.optimizer.update({"multipliers": (("embed/ngram/*", 5.0),), "clip_norm": 0.5, **optimizer})
     stage.update({"accumulate": accumulate, "ema_decay": 0.9, "train": train or stage.train})
     task, mesh, documents = Language(config, stage), _mesh(sizes), tiny_language.documents()
+    start = tiny_language.variables()  # kept for other tests, so made outside of the mesh
     batch = tiny_language.pack([[documents[(i + j) % 6] for j in range(2)] for i in range(8)])
     with jax.set_mesh(mesh):
         abstract = steps.abstract_state(task, stage, mesh)
         place = lambda x, like: jax.device_put(np.array(x), like.sharding)
-        start = tiny_language.variables()
         variables = {kind: jax.tree.map(place, start[kind], abstract[kind]) for kind in start}
         state = jax.tree.map(place, steps.init_state(task, stage, variables), abstract)
         step = jax.jit(steps.make_train_step(task, stage, 0, mesh))
