@@ -21,6 +21,7 @@ from dina.vision.preprocess import PATCH, PATCH_DIM, TEMPORAL
 from dina.vision.refiner import TIME_FREQUENCIES, Refiner
 
 TOKENIZER = "model.visual_tokenizer."
+BOOKS = "visual_bridge_model.quantizer.quantize.codebooks.{level}"
 ENCODER, QUANTIZER, DECODER, REFINER = (f"params/{part}" for part in ("vision_encoder", "vision_quantizer", "pixel_decoder", "refiner"))
 
 
@@ -74,18 +75,21 @@ def quant_conv(prefix: str = TOKENIZER) -> list[Rule]:
 
 def codebooks(cfg: RVQConfig, prefix: str = TOKENIZER) -> list[Rule]:
     """Codes and the row below them, which is never searched. A shared book is stored once per level."""
-    book, copies, by = ("0", "level", "") if cfg.codebook == "shared" else ("{level}", "", "level")
-    theirs = f"{prefix}visual_bridge_model.quantizer.quantize.codebooks.{{level}}.embed"
-    make = lambda path, axes: Rule(f"{path}/{book}", theirs, axes, by=by, exact=True, cut=("K", "P"), copies=copies)
-    return [make("stats/vision_quantizer/codebook", "K v -> K v"), make("carried/vision_quantizer/padding", "P v -> P v")]
+    return [_book(cfg, f"{path}/vision_quantizer/{ours}", f"{prefix}{BOOKS}.embed", axes, cut=("K", "P"))
+            for path, ours, axes in (("stats", "codebook", "K v -> K v"), ("carried", "padding", "P v -> P v"))]  # fmt: skip
 
 
 def averages(cfg: RVQConfig, prefix: str = TOKENIZER) -> list[Rule]:
     """The moving averages behind the codes."""
-    book, copies, by = ("0", "level", "") if cfg.codebook == "shared" else ("{level}", "", "level")
-    theirs = f"{prefix}visual_bridge_model.quantizer.quantize.codebooks.{{level}}"
-    make = lambda ours, name, axes: Rule(f"stats/vision_quantizer/{ours}/{book}", f"{theirs}.{name}", axes, by=by, exact=True, copies=copies)
-    return [make("sum", "embed_ema", "K v -> K v"), make("count", "cluster_size_ema", "K -> K")]
+    return [_book(cfg, f"stats/vision_quantizer/{ours}", f"{prefix}{BOOKS}.{name}", axes)
+            for ours, name, axes in (("sum", "embed_ema", "K v -> K v"), ("count", "cluster_size_ema", "K -> K"))]  # fmt: skip
+
+
+def _book(cfg: RVQConfig, ours: str, theirs: str, axes: str, cut: tuple[str, ...] = ()) -> Rule:
+    """What a level has of its own in the release; a shared one is the same in all levels there, and one of ours."""
+    if cfg.codebook == "shared":
+        return Rule(f"{ours}/0", theirs, axes, exact=True, cut=cut, copies="level")
+    return Rule(f"{ours}/{{level}}", theirs, axes, by="level", exact=True, cut=cut)
 
 
 def quantizer_sizes(cfg: RVQConfig, width: int) -> tuple[dict, dict]:
