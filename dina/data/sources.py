@@ -1,28 +1,76 @@
-"""Reading: index-addressable records of the prepared data set, and audio files that a user names.
+"""Reading: index-addressable records of the experiment's data set, and audio files that a user names.
 
-A record is read and decoded on demand through the tfds `data_source` (ArrayRecord), which grain takes as it is;
+A record is read and decoded on demand, through a random-access source that grain takes as it is;
 `load_all` keeps decoded columns in memory, which is what a laptop wants. Legend: N samples.
 """
 
 from __future__ import annotations
 
-import functools
-import io
 import pathlib
+import typing
 from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
-from dina.config import InputError
-from dina.data import digits
+from dina.config import InputError, check_name
+from dina.data import digits, folders, stamps, tfds_sets, webdataset
 
 MIN_SAMPLES = 400  # one analysis window of the mel features at 16 kHz
 _COLUMNS: dict[tuple[str, str, str], dict[str, Any]] = {}  # what `load_all` has read in this process
 _SILENCE = 1e-4  # peak below which a 16-bit file holds at most its last three units of noise
+
+
+class Opened(typing.Protocol):
+    """Records of a kind and split."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class DataSet(typing.Protocol):
+    """What a data set is, be it a module or an object; `sources` is the way to it for all others.
+
+    `cache_path` is the folder of `prepare`, made or not, and its name tells the content; `prepare` does nothing if it is
+    there; `open_records` raises InputError if it is not, or there is no such split.
+    """
+
+    KINDS: tuple[str, ...]
+
+    def cache_path(self, config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path: ...
+
+    def prepare(self, config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path: ...
+
+    def open_records(self, config: ml_collections.ConfigDict, kind: str, split: str,
+                     data_dir: pathlib.Path | str | None = None, skip: Sequence[str] = ()) -> Opened: ...
+
+
+SETS: dict[str, DataSet] = {"digits": digits, "stamps": stamps, "folder": folders.DATA_SET,
+                            "webdataset": webdataset.DATA_SET, "tfds": tfds_sets}
+
+
+def data_set(config: ml_collections.ConfigDict) -> DataSet:
+    """The experiment's data set, by config key data.name; a config without it is of the digits.
+
+    Raises:
+        InputError: there is no such data set.
+    """
+    name = config.data.get("name", "digits")
+    check_name(name, SETS, "data set")
+    return SETS[name]
+
+
+def prepare(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path:
+    """Makes the records of the experiment's data set unless they are there; returns their folder."""
+    return data_set(config).prepare(config, data_dir)
+
+
+def cache_path(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path:
+    """The folder of `prepare`, made or not; its name tells the content."""
+    return data_set(config).cache_path(config, data_dir)
 
 
 class Source:
@@ -30,9 +78,9 @@ class Source:
 
     Args:
         config: the whole experiment.
-        kind: 'images', 'speech' or 'text'.
-        split: 'train', 'valid', 'test', and for speech 'judge'.
-        data_dir: as for `digits.prepare`.
+        kind: 'images', 'speech' or 'text'; not every data set has all.
+        split: 'train', 'valid', 'test', and what else the data set has: 'judge' for the digits' speech, 'photos' for stamps.
+        data_dir: as for `prepare`.
         skip: fields to leave undecoded (an image then is its PNG bytes).
 
     Raises:
@@ -41,40 +89,17 @@ class Source:
 
     def __init__(self, config: ml_collections.ConfigDict, kind: str, split: str,
                  data_dir: pathlib.Path | str | None = None, skip: Sequence[str] = ()) -> None:
-        if kind not in digits.KINDS:
-            raise InputError(f"data kind {kind!r}: must be one of {', '.join(digits.KINDS)}")
-        import tensorflow_datasets as tfds
-
-        found = sorted((digits.require(config, data_dir) / kind).glob("*/*/dataset_info.json"))
-        builder = tfds.builder_from_directory(found[0].parent)
-        if split not in builder.info.splits:
-            raise InputError(f"data split {split!r} of {kind}: must be one of {', '.join(builder.info.splits)}")
+        kinds = data_set(config).KINDS
+        if kind not in kinds:
+            raise InputError(f"data kind {kind!r}: must be one of {', '.join(kinds)}")
         self.name = f"{kind}/{split}"
-        self._decode_image = kind == "images" and "image" not in skip
-        # PNGs are decoded here: the library's way asks for OpenCV first and warns that it is not there.
-        raw = {*skip, "image"} if kind == "images" else set(skip)
-        self._source = builder.as_data_source(split, decoders={name: tfds.decode.SkipDecoding() for name in raw})
+        self._records = data_set(config).open_records(config, kind, split, data_dir, skip)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            record = self._source[int(index)]
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"data: record {index} of {self.name} cannot be read ({error});"
-                             " delete the folder and prepare it again") from None
-        if self._decode_image:
-            record["image"] = np.array(Image.open(io.BytesIO(record["image"])))
-        return {name: _plain(name, value) for name, value in record.items()}
-
-
-def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, bytes) and name != "image":
-        return value.decode()
-    if isinstance(value, np.integer):
-        return int(value)
-    return value
+        return self._records[index]
 
 
 def open_source(config: ml_collections.ConfigDict, kind: str, split: str,
@@ -95,7 +120,7 @@ def load_all(config: ml_collections.ConfigDict, kind: str, split: str,
         InputError: as `Source`.
     """
     source = Source(config, kind, split, data_dir)
-    key = (str(digits.require(config, data_dir)), kind, split)
+    key = (str(cache_path(config, data_dir)), kind, split)
     if key not in _COLUMNS:
         _COLUMNS[key] = _columns([source[i] for i in range(len(source))])
     return _COLUMNS[key]
