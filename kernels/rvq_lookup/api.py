@@ -30,8 +30,9 @@ def rvq_lookup(
         x_ND: vectors of any float dtype. Sharded over N, call it inside a `shard_map`.
         books_KD: one book per level, of any sizes; or one book that `levels` levels share.
         levels: number of levels L; needed with a single book of several levels, else the number of books.
-        implementation: 'pallas_tpu' (scores never leave the chip's vector memory) or 'reference' (plain JAX).
-        **options: of 'pallas_tpu': `block_n` and `block_k` (vectors and codes scored at once, multiples of 128 and 8)
+        implementation: 'pallas_tpu' (all levels in one kernel; neither scores nor residuals leave the chip's vector
+            memory), 'pallas_tpu_by_level' (a kernel a level, residuals by XLA) or 'reference' (plain JAX).
+        **options: of the kernels: `block_n` and `block_k` (vectors and codes scored at once, multiples of 128 and 8)
             and `interpret` (True or `pltpu.InterpretParams(...)` runs it on a CPU).
 
     Returns:
@@ -40,7 +41,7 @@ def rvq_lookup(
     Raises:
         ValueError: an unknown implementation, shapes that do not fit, an empty book, or no vector dimension.
     """
-    known = {"pallas_tpu": pallas_tpu.rvq_lookup, "reference": reference.rvq_lookup}
+    known = {"pallas_tpu": pallas_tpu.rvq_lookup, "pallas_tpu_by_level": pallas_tpu.rvq_lookup_by_level, "reference": reference.rvq_lookup}
     if implementation not in known:
         raise ValueError(f"rvq_lookup: implementation={implementation!r}: choose one of {', '.join(known)}")
     books_KD = list(books_KD)

@@ -23,7 +23,7 @@ from kernels.rvq_lookup.api import rvq_lookup
 from kernels.rvq_lookup.reference import TILE
 
 TOPOLOGIES = ("v5e:1x1", "v5p:1x1x1", "v6e:1x1", "tpu7x:1x1x1")
-IMPLEMENTATIONS = ("pallas_tpu", "reference")
+KERNELS, PLAIN = ("pallas_tpu", "pallas_tpu_by_level"), "reference"
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
@@ -82,9 +82,12 @@ def main(argv: list[str] | None = None) -> int:
         pathlib.Path(path).write_text(compile_text(topology, implementation, *map(int, shape)))
         return 0
     for topology in args.topology:
-        found = [estimate(topology, form, (args.n, args.dim, args.codes, args.levels)) for form in IMPLEMENTATIONS]
-        ratio = f"{found[0] / found[1]:.2f}" if all(isinstance(value, int) for value in found) else "none"
-        print(f"{topology}: kernel {found[0]}, plain {found[1]}, ratio {ratio}", flush=True)
+        found = {form: estimate(topology, form, (args.n, args.dim, args.codes, args.levels)) for form in (PLAIN, *KERNELS)}
+        plain = found[PLAIN]
+        print(f"{topology}: plain {plain}", flush=True)
+        for form in KERNELS:
+            ratio = f"{found[form] / plain:.2f}" if isinstance(plain, int) and isinstance(found[form], int) else "none"
+            print(f"{topology}: {form} {found[form]}, ratio {ratio}", flush=True)
     return 0
 
 

@@ -78,6 +78,16 @@ def rvq_lookup(
     return codes_LN[:, :n].T
 
 
+def rvq_lookup_by_level(x_ND: Float[Array, "N D"], books_KD: list[Float[Array, "K D"]], levels: int, **options) -> Int[Array, "N L"]:
+    """The same with one kernel a level, for the search alone, and XLA's gather between two levels."""
+    residual_ND, codes = x_ND, []
+    for level in range(levels):
+        book_KD = books_KD[level % len(books_KD)]
+        codes.append(rvq_lookup(residual_ND, [book_KD], 1, **options)[:, 0])
+        residual_ND = residual_ND - book_KD[codes[-1]]
+    return jnp.stack(codes, -1)
+
+
 def _plan(sizes: list[int], levels: int, block_k: int) -> list[np.ndarray]:
     """Four columns over all code blocks: level, first stored row of its book, first code of the block, codes of the level."""
     blocks = [-(-size // block_k) for size in sizes]

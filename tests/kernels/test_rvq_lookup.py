@@ -45,12 +45,12 @@ def _check(x_ND, books, levels, codes_NL):
     assert close <= 0.01 * codes_NL.size
 
 
-@pytest.mark.parametrize("implementation", ["pallas_tpu", "reference"])
+@pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_tpu_by_level", "reference"])
 @pytest.mark.parametrize("case", CASES)
 def test_codes_are_the_nearest(case, implementation):
     n, dim, sizes, levels, block_n, block_k = CASES[case]
     x, books = _draw(n, dim, sizes)
-    options = {"block_n": block_n, "block_k": block_k, "interpret": True} if implementation == "pallas_tpu" else {}
+    options = {"block_n": block_n, "block_k": block_k, "interpret": True} if implementation != "reference" else {}
     _check(x, books, levels, rvq_lookup(x, books, levels, implementation, **options))
 
 
@@ -108,7 +108,7 @@ def test_a_shared_book_is_stored_once():
 
 
 @pytest.mark.parametrize("message, change", [
-    ("choose one of pallas_tpu, reference", {"implementation": "cuda"}),
+    ("choose one of pallas_tpu, pallas_tpu_by_level, reference", {"implementation": "cuda"}),
     ("3 books for 2 levels", {"books_KD": [jnp.zeros((4, 6))] * 3, "levels": 2}),
     ("0 books for 0 levels", {"books_KD": []}),
     (r"book 1 has shape \(4, 5\), wanted \[K >= 1, 6\]", {"books_KD": [jnp.zeros((4, 6)), jnp.zeros((4, 5))]}),
