@@ -25,7 +25,8 @@ from dina.eval import metrics
 from dina.eval.prompts import Question
 from dina.eval.speech_judge import Clip
 from dina.grammar import Speech
-from dina.vision import detokenize, preprocess, tokenizer as visual_tokenizer
+from dina.vision import detokenize, preprocess
+from dina.vision.tokenize import tokenize_images
 
 PARTS = ("vision_encoder", "vision_quantizer", "pixel_decoder", "refiner", "audio_encoder", "audio_quantizer",
          "audio_decoder", "flow", "embed", "backbone", "lm_head", "visual_head", "audio_head")
@@ -125,22 +126,7 @@ class Generator:
     # ------------------------------------------------------------------------------------------------- tokenizers
     def image_codes(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Codes [U, L] of pictures whose sides are multiples of 28, in order."""
-        pack = self.config.vision.pack
-        areas = [image.shape[0] * image.shape[1] // preprocess.CELL**2 for image in images]
-        plan = detokenize.first_fit(areas, pack.cells, pack.images)
-        out: list[Any] = [None] * len(images)
-        for start in range(0, len(plan), _PACKS):
-            rows = plan[start:start + _PACKS]
-            rows = rows + [[]] * (_PACKS - len(rows))
-            window = self.config.vision.encoder.window_cells
-            packs = [preprocess.pack_images([images[n] for n in row], pack.cells, pack.images, window) for row in rows]
-            batch = {name: np.stack([p[name] for p in packs]) for name in packs[0]}
-            codes_BNL = np.asarray(visual_tokenizer.tokenize(self.config.vision, self.variables, batch))
-            for row, numbers in enumerate(rows):
-                ends = np.cumsum([areas[n] for n in numbers])
-                for number, end in zip(numbers, ends, strict=True):
-                    out[number] = codes_BNL[row, end - areas[number]:end]
-        return out
+        return tokenize_images(self.config.vision, self.variables, images, _PACKS)
 
     def decode_images(self, codes: Sequence[np.ndarray], grids: Sequence[tuple[int, int]], refined: bool, seed: int) -> list[np.ndarray]:
         """Pictures of codes by the pixel decoder alone, or refined by flow matching."""

@@ -58,9 +58,7 @@ def detokenize(
             raise ValueError(f"image {number}: {len(code)} cells of codes for a grid of {h}x{w}")
     if not codes:
         return []
-    cells, images = config_vision.pack.cells, config_vision.pack.images
-    largest = max(h * w for h, w in grids)
-    cells = cells if largest <= cells else 1 << (largest - 1).bit_length()
+    cells, images = row_cells(config_vision, max(h * w for h, w in grids)), config_vision.pack.images
     options = tuple(sorted((config_vision.refiner.sampler.to_dict() | dict(sampler or {})).items()))
     config = (config_vision, refine, options)
     plan = first_fit([h * w for h, w in grids], cells, images)
@@ -76,6 +74,12 @@ def detokenize(
                 out[number] = preprocess.patches_to_image(patches_BPV[row, at : at + 4 * h * w], (h, w))
                 at += 4 * h * w
     return out
+
+
+def row_cells(config_vision: ConfigDict, largest: int) -> int:
+    """Cells of a row for images of at most `largest` cells: as configured, or the next power of two."""
+    cells = config_vision.pack.cells
+    return cells if largest <= cells else 1 << (largest - 1).bit_length()
 
 
 def first_fit(areas: Sequence[int], cells: int, images: int) -> list[list[int]]:

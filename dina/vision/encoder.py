@@ -14,11 +14,12 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
+
+from dina.vision.attention import attend
 
 ROPE_THETA = 1e4
 PIXELS = ("float32", "bfloat16")
-MASKED = -1e30  # finite, so that a row without any allowed key would stay finite too
 
 
 class RMSNorm(nn.Module):
@@ -63,16 +64,8 @@ def rotate(x_BPHK: Array, cos: Array, sin: Array) -> Array:
     return (x * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x_BPHK.dtype)
 
 
-def attention_masks(
-    segment: Int[Array, "B P"], window: Int[Array, "B P"]
-) -> tuple[Bool[Array, "B P P"], Bool[Array, "B P P"]]:
-    """(full, windowed): who sees whom. Same image; same image and same window. Padding (segment 0) sees padding."""
-    full = segment[:, :, None] == segment[:, None, :]
-    return full, full & (window[:, :, None] == window[:, None, :])
-
-
 class Block(nn.Module):
-    """One pre-norm layer; `is_full` (traced, 0-d) chooses the mask so that all layers share one program."""
+    """One pre-norm layer; `is_full` (traced, 0-d) says whether windows count, so that all layers share one program."""
 
     heads: int
     ff: int
@@ -80,8 +73,8 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_TD, is_full, masks, rotary):
-        x_TD = x_TD + self.attend(RMSNorm(name="norm1")(x_TD), is_full, masks, rotary)
+    def __call__(self, x_TD, is_full, ids, rotary):
+        x_TD = x_TD + self.mix(RMSNorm(name="norm1")(x_TD), is_full, ids, rotary)
         h_TD = RMSNorm(name="norm2")(x_TD)
         gate_TF = nn.Dense(self.ff, dtype=self.dtype, name="gate")(h_TD)
         up_TF = nn.Dense(self.ff, dtype=self.dtype, name="up")(h_TD)
@@ -94,16 +87,14 @@ class Block(nn.Module):
         return nn.Dense(width, dtype=self.dtype, kernel_init=init, name=name)
 
     @nn.nowrap
-    def attend(self, x_TD, is_full, masks, rotary):
-        b, p, _ = masks[0].shape
+    def mix(self, x_TD, is_full, ids, rotary):
+        segment_BP, window_BP = ids
+        b, p = segment_BP.shape
         d = x_TD.shape[-1]
         qkv = nn.Dense(3 * d, dtype=self.dtype, name="qkv")(x_TD).reshape(b, p, 3, self.heads, d // self.heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
         q, k = rotate(q, *rotary) * (d // self.heads) ** -0.5, rotate(k, *rotary)
-        scores = jnp.einsum("bphk,bqhk->bhpq", q, k, preferred_element_type=jnp.float32)
-        mask = jnp.where(is_full, masks[0], masks[1])[:, None]
-        weights = jax.nn.softmax(jnp.where(mask, scores, MASKED), axis=-1).astype(self.dtype)
-        out_TD = jnp.einsum("bhpq,bqhk->bphk", weights, v).reshape(b * p, d)
+        out_TD = attend(q, k, v, (segment_BP, jnp.where(is_full, 0, window_BP))).reshape(b * p, d)
         return self.branch_out("proj", d)(out_TD)
 
 
@@ -144,7 +135,6 @@ class VisionTransformer(nn.Module):
         b, p, values = patches.shape
         embed = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="patch_embed")
         x_TD = embed(patches.reshape(b * p, values))
-        masks = attention_masks(segment, window)
         rotary = rotary_tables(row, col, self.width // self.heads)
         is_full_L = jnp.array([layer in self.full_layers for layer in range(self.depth)])
         block = {"none": Block, "block": nn.remat(Block, prevent_cse=False)}[self.remat]
@@ -155,5 +145,5 @@ class VisionTransformer(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.depth,
         )(self.heads, self.ff, self.depth, self.dtype, name="blocks")
-        x_TD, _ = blocks(x_TD, is_full_L, masks, rotary)
+        x_TD, _ = blocks(x_TD, is_full_L, (segment, window), rotary)
         return x_TD.reshape(b, p, self.width)

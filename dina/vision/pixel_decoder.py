@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from dina.vision.encoder import MASKED, RMSNorm
+from dina.vision.attention import attend
+from dina.vision.encoder import RMSNorm
 
 PART = "pixel_decoder"
 CHILDREN = 4  # patches of a cell
@@ -98,15 +99,13 @@ class Block(nn.Module):
     qkv_bias: str = "qv"
 
     @nn.compact
-    def __call__(self, x_BPW, mask_BPP, rotary):
+    def __call__(self, x_BPW, ids, rotary):
         w = x_BPW.shape[-1]
         split = lambda y: y.reshape(*y.shape[:2], self.heads, w // self.heads)
         h_BPW = RMSNorm(self.eps, name="norm1")(x_BPW)
         q, k, v = (split(nn.Dense(w, use_bias=name in self.qkv_bias, name=name)(h_BPW)) for name in "qkv")
         q, k = rotate_pairs(q, *rotary) * self.scale, rotate_pairs(k, *rotary)
-        scores = jnp.einsum("bphk,bqhk->bhpq", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(jnp.where(mask_BPP[:, None], scores, MASKED), axis=-1).astype(v.dtype)
-        mixed_BPW = jnp.einsum("bhpq,bqhk->bphk", weights, v).reshape(x_BPW.shape)
+        mixed_BPW = attend(q, k, v, ids)
         inner = lambda name, y: RMSNorm(self.eps, name=name)(y) if self.norms == "sub" else y
         x_BPW = x_BPW + nn.Dense(w, name="out")(inner("norm_attn", mixed_BPW))
         h_BPF = self.hidden(RMSNorm(self.eps, name="norm2")(x_BPW))
@@ -163,7 +162,6 @@ class PixelDecoder(nn.Module):
         h = nn.Dense(CHILDREN * self.width, name="unmerge1")(RMSNorm(1e-6, name="unmerge_norm")(x))
         h = nn.Dense(CHILDREN * self.width, name="unmerge2")(nn.gelu(h, approximate=False))
         x_BPW = RMSNorm(self.eps, name="norm_in")(h.reshape(b, n * CHILDREN, self.width))
-        mask_BPP = pack["segment"][:, :, None] == pack["segment"][:, None, :]
         head_dim = self.width // self.heads
         rotary = rotary_tables(*positions(pack, self.positions), head_dim)
         scale = head_dim ** {"single": -0.5, "double": -1.0}[self.attn_scale]
@@ -175,7 +173,7 @@ class PixelDecoder(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast),
             length=self.depth,
         )(self.heads, self.ff, self.eps, scale, self.norms, self.ffn, self.qkv_bias, name="layers")
-        x_BPW, _ = layers(x_BPW, mask_BPP, rotary)
+        x_BPW, _ = layers(x_BPW, (pack["segment"],), rotary)
         h = nn.gelu(nn.Dense(self.ff, name="head1")(RMSNorm(self.eps, name="norm_out")(x_BPW)), approximate=False)
         return nn.Dense(self.out_dim, name="head2")(h)
 

@@ -23,7 +23,8 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from dina.vision.autoencoder import make_autoencoder
-from dina.vision.encoder import MASKED, RMSNorm
+from dina.vision.attention import attend
+from dina.vision.encoder import RMSNorm
 from dina.vision.pixel_decoder import rotate_pairs, segment_index
 
 PART = "refiner"
@@ -110,18 +111,14 @@ class Attention(nn.Module):
     kv_heads: int
 
     @nn.compact
-    def __call__(self, x_BSW, mask_BSS, rotary):
+    def __call__(self, x_BSW, segment_BS, rotary):
         b, s, w = x_BSW.shape
         k = w // self.heads
         dense = lambda heads, name: nn.Dense(heads * k, use_bias=False, name=name)(x_BSW).reshape(b, s, heads, k)
         q = rotate_pairs(RMSNorm(EPS, name="norm_q")(dense(self.heads, "to_q")), *rotary) * k**-0.5
         key = rotate_pairs(RMSNorm(EPS, name="norm_k")(dense(self.kv_heads, "to_k")), *rotary)
         value = dense(self.kv_heads, "to_v")
-        q = q.reshape(b, s, self.kv_heads, self.heads // self.kv_heads, k)
-        scores = jnp.einsum("bsgrk,btgk->bgrst", q, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(jnp.where(mask_BSS[:, None, None], scores, MASKED), axis=-1).astype(value.dtype)
-        out_BSW = jnp.einsum("bgrst,btgk->bsgrk", weights, value).reshape(b, s, w)
-        return nn.Dense(w, use_bias=False, name="to_out")(out_BSW)
+        return nn.Dense(w, use_bias=False, name="to_out")(attend(q, key, value, (segment_BS,)))
 
 
 class Block(nn.Module):
@@ -134,7 +131,7 @@ class Block(nn.Module):
     eps: float = EPS
 
     @nn.compact
-    def __call__(self, x_BSW, temb_BIE, image_BS, mask_BSS, rotary):
+    def __call__(self, x_BSW, temb_BIE, image_BS, segment_BS, rotary):
         w = x_BSW.shape[-1]
         norm = lambda name, x: RMSNorm(self.eps, name=name)(x)
         if self.modulation == "time":
@@ -145,7 +142,7 @@ class Block(nn.Module):
             scale_a = scale_m = 0.0
             gate_a = gate_m = 1.0
         h_BSW = norm("norm1", x_BSW) * (1 + scale_a)
-        h_BSW = Attention(self.heads, self.kv_heads, name="attn")(h_BSW, mask_BSS, rotary)
+        h_BSW = Attention(self.heads, self.kv_heads, name="attn")(h_BSW, segment_BS, rotary)
         x_BSW = x_BSW + gate_a * norm("norm2", h_BSW)
         h_BSW = norm("ffn_norm1", x_BSW) * (1 + scale_m)
         dense = lambda width, name, x: nn.Dense(width, use_bias=False, name=name)(x)
@@ -273,8 +270,6 @@ class Refiner(nn.Module):
     def stack(self, name, depth, modulation, x, temb_BIE, images, segments, rotary):
         """`depth` blocks over tokens whose images, segments and rotary tables are given in pieces along S."""
         join = lambda parts: jnp.concatenate(parts, axis=1)
-        segment = join(segments)
-        mask = segment[:, :, None] == segment[:, None, :]
         tables = join([cos for cos, _ in rotary]), join([sin for _, sin in rotary])
         block = {"none": Block, "block": nn.remat(Block, prevent_cse=False)}[self.remat]
         layers = nn.scan(
@@ -284,7 +279,7 @@ class Refiner(nn.Module):
             in_axes=(nn.broadcast,) * 4,
             length=depth,
         )(self.heads, self.kv_heads, self.ff, modulation, self.eps, name=name)
-        return layers(x, temb_BIE, join(images), mask, tables)[0]
+        return layers(x, temb_BIE, join(images), join(segments), tables)[0]
 
 
 def make_refiner(config_vision: ConfigDict) -> Refiner:

@@ -1,0 +1,40 @@
+"""Images of any sizes to codes: each its own, whatever lies beside it and however large the row."""
+
+import jax
+import numpy as np
+import pytest
+
+from dina.vision import bridge, tokenize, tokenizer
+from tests.vision import packs
+
+GRIDS = [(1, 2), (2, 2), (1, 1), (2, 3)]
+
+
+@pytest.fixture(scope="module")
+def setup():
+    vision = packs.tiny_config().vision
+    params, stats = tokenizer.init_quantizer(vision, jax.random.key(0))
+    variables = {"params": {"vision_encoder": bridge.init_encoder(vision, jax.random.key(1)), tokenizer.PART: params},
+                 "stats": {tokenizer.PART: stats}}
+    rng = np.random.default_rng(0)
+    return vision, variables, [rng.integers(0, 256, (28 * h, 28 * w, 3), np.uint8) for h, w in GRIDS]
+
+
+def test_codes_of_an_image_do_not_depend_on_its_company(setup):
+    vision, variables, images = setup
+    together = tokenize.tokenize_images(vision, variables, images, rows=2)
+    assert [code.shape for code in together] == [(h * w, 3) for h, w in GRIDS]
+    assert all(code.min() >= 0 and code.max() < 8 for code in together)
+    for image, code in zip(images, together, strict=True):
+        np.testing.assert_array_equal(tokenize.tokenize_images(vision, variables, [image], rows=2)[0], code)
+    assert tokenize.tokenize_images(vision, variables, []) == []
+
+
+def test_an_image_larger_than_a_row_is_not_cut(setup):
+    vision, variables, images = setup
+    large = np.concatenate([images[3]] * 2)  # 4 x 3 cells, a row has 6
+    codes = tokenize.tokenize_images(vision, variables, [images[0], large], rows=2)
+    wide = vision.copy_and_resolve_references()
+    wide.pack.cells = 12
+    np.testing.assert_array_equal(codes[1], tokenize.tokenize_images(wide, variables, [large], rows=2)[0])
+    np.testing.assert_array_equal(codes[0], tokenize.tokenize_images(vision, variables, images[:1], rows=2)[0])
