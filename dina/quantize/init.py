@@ -1,9 +1,10 @@
-"""k-means start of codebooks: Lloyd's iterations on real vectors, level by level on what is left over.
+"""The start of a quantizer from real vectors, level by level on what is left over.
 
-Shared books start from one small book per level laid side by side, then run Lloyd's iterations on the residuals of
-all levels pooled, which is the moving-average update with decay 0 (reference/tokenizers.md C.2).
+Learned books start by k-means: Lloyd's iterations. Shared ones start from one small book per level laid side by side, then
+run Lloyd's iterations on the residuals of all levels pooled, which is the moving-average update with decay 0
+(reference/tokenizers.md C.2). Maps and projections start from the second moments of each level's residuals (fit.py).
 
-Legend: N vectors, D dimensions, K codes of one book.
+Legend: N vectors, D dimensions, E dimensions of a level's codes (D unless projected), K codes of one book.
 """
 
 from __future__ import annotations
@@ -14,20 +15,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from dina.quantize.lookup import RVQConfig, Stats, encode, from_codebooks, nearest, rows
+from dina.config import InputError
+from dina.quantize import fit
+from dina.quantize.coding import Stats, encode, inward, outward, row, rows, search
+from dina.quantize.config import RVQConfig
+from dina.quantize.lookup import nearest
+from dina.quantize.variables import Params, assemble, random_book
 
 ITERATIONS = 12  # 10-20 Lloyd iterations are customary (C.2); the inertia moves < 1 % after ten
 
 
-def kmeans_init(
+def start(
     cfg: RVQConfig,
     vectors_ND: Float[Array, "N D"],
     mask_N: Array,
     key: PRNGKeyArray,
     per_update: float | None = None,
     iterations: int = ITERATIONS,
-) -> Stats:
-    """Codebooks from real vectors.
+) -> tuple[Params, Stats]:
+    """Codebooks, maps and projections from real vectors.
 
     Args:
         cfg: the quantizer.
@@ -39,41 +45,73 @@ def kmeans_init(
         iterations: Lloyd iterations.
 
     Returns:
-        Statistics like `rvq.init_stats`.
+        (parameters, statistics) like `rvq.init`.
 
     Raises:
-        ValueError: no valid vector.
+        InputError: no valid vector.
     """
     mask_N = jnp.asarray(mask_N).astype(jnp.float32)
     total = float(jnp.sum(mask_N))
     if total < 1:
-        raise ValueError("rvq.kmeans_init: no valid vector to start the codebooks from (the mask is all zero)")
+        raise InputError("rvq.start: no valid vector to start the codebooks from (the mask is all zero)")
     scale = (total if per_update is None else per_update) / total
-    books, counts = _fit(cfg, jnp.asarray(vectors_ND, jnp.float32), mask_N, key, iterations)
-    return from_codebooks(list(books), [count_K * scale for count_K in counts])
+    found = _fit(cfg, jnp.asarray(vectors_ND, jnp.float32), mask_N, key, iterations)
+    return assemble(cfg, found, [count_K * scale for count_K in found["count"]])
+
+
+def kmeans_init(cfg: RVQConfig, vectors_ND, mask_N, key, per_update=None, iterations: int = ITERATIONS) -> Stats:
+    """The statistics of `start`, which are all there is of books that follow by moving averages."""
+    return start(cfg, vectors_ND, mask_N, key, per_update, iterations)[1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
-def _fit(cfg: RVQConfig, x_ND: Array, mask_N: Array, key: Array, iterations: int) -> tuple[tuple, tuple]:
-    """Books and cluster sizes of all levels."""
+def _fit(cfg: RVQConfig, x_ND: Array, mask_N: Array, key: Array, iterations: int) -> dict[str, list[Array]]:
+    """Books, cluster sizes, maps and projections of all stored books."""
     shared, size = cfg.codebook == "shared", cfg.sizes[0]
     share = size // cfg.levels
     sizes = cfg.sizes if not shared else (size - share * (cfg.levels - 1), *[share] * (cfg.levels - 1))
-    residual_ND, books, counts = x_ND, [], []
+    residual_ND, levels = x_ND, []
     for level, codes in enumerate(sizes):
         if not codes:
             continue
-        book_KD, count_K, code_N = lloyd(residual_ND, mask_N, jax.random.fold_in(key, level), codes, iterations)
-        books.append(book_KD)
-        counts.append(count_K)
-        residual_ND = residual_ND - book_KD[code_N]
+        found, row_ND = _fit_level(cfg, str(level), residual_ND, mask_N, jax.random.fold_in(key, level), codes, iterations)
+        levels.append(found)
+        residual_ND = residual_ND - row_ND
+    found = {name: [level[name] for level in levels] for name in levels[0]}
     if not shared:
-        return tuple(books), tuple(counts)
-    book_KD, count_K = pooled_lloyd(cfg, jnp.concatenate(books), x_ND, mask_N, iterations)
-    return (book_KD,), (count_K,)
+        return found
+    book_KD, count_K = pooled_lloyd(cfg, jnp.concatenate(found["book"]), x_ND, mask_N, iterations)
+    return {"book": [book_KD], "count": [count_K]}
 
 
-def lloyd(x_ND: Array, mask_N: Array, key: Array, size: int, iterations: int) -> tuple[Array, Array, Array]:
+def _fit_level(cfg: RVQConfig, book: str, residual_ND: Array, mask_N: Array, key: Array, codes: int, iterations: int):
+    """(what one level starts with, what it then adds to each vector's sum)."""
+    found: dict[str, Array] = {}
+    if cfg.projected:
+        in_DE = fit.principal(residual_ND, mask_N, cfg.width(book))
+        found |= {"in": in_DE * fit.grid_scale(residual_ND @ in_DE, mask_N) if cfg.kind == "fsq" else in_DE, "out": in_DE.T}
+    view = {name: {book: part} for name, part in found.items()}
+    vector_NE = inward(cfg, view, book, residual_ND)
+    if cfg.kind == "rvq":
+        found["book"], found["count"], code_N = lloyd(vector_NE, mask_N, key, codes, iterations, cfg.metric)
+        return found, outward(cfg, view, book, found["book"][code_N])
+    found["book"] = book_KE = random_book(cfg, book, key)
+    if cfg.kind == "simvq":
+        found["map"] = fit.gaussian_map(vector_NE, mask_N, codes)
+        book_KE = book_KE @ found["map"]
+    view["codebook"] = {book: book_KE}
+    code_N = search(cfg, view, book, vector_NE)
+    found["count"] = jax.ops.segment_sum(mask_N, code_N, codes)
+    row_NE = row(book_KE, code_N)
+    if cfg.kind == "fsq":
+        found["out"] = fit.least_squares(row_NE, residual_ND, mask_N)
+        view["out"] = {book: found["out"]}
+    return found, outward(cfg, view, book, row_NE)
+
+
+def lloyd(
+    x_ND: Array, mask_N: Array, key: Array, size: int, iterations: int, metric: str = "euclidean"
+) -> tuple[Array, Array, Array]:
     """Lloyd's algorithm from `scattered` vectors.
 
     Returns:
@@ -86,11 +124,11 @@ def lloyd(x_ND: Array, mask_N: Array, key: Array, size: int, iterations: int) ->
     start_KD = x_ND[pick_K] + 1e-4 * spread * jax.random.normal(jitter_key, (size, x_ND.shape[1]))
 
     def step(_, centre_KD):
-        code_N, distance_N = nearest(x_ND, centre_KD)
+        code_N, distance_N = nearest(x_ND, centre_KD, metric)
         return recentre(centre_KD, x_ND, code_N, mask_N, distance_N)[0]
 
     centre_KD = jax.lax.fori_loop(0, iterations, step, start_KD)
-    code_N, _ = nearest(x_ND, centre_KD)
+    code_N, _ = nearest(x_ND, centre_KD, metric)
     return centre_KD, jax.ops.segment_sum(mask_N, code_N, size), code_N
 
 
@@ -131,7 +169,7 @@ def pooled_lloyd(cfg: RVQConfig, book_KD: Array, x_ND: Array, mask_N: Array, ite
 
     def residuals(book):
         stats = {"codebook": {"0": book}}
-        codes_NL = encode(cfg, stats, x_ND)
+        codes_NL = encode(cfg, stats, x_ND, beam=1)
         level_rows, residual_ND, parts = rows(cfg, stats, codes_NL), x_ND, []
         for row_ND in level_rows:
             parts.append(residual_ND)

@@ -1,10 +1,11 @@
-"""Moving averages of codebooks, and the restart of dead codes.
+"""What follows a batch without gradient: moving averages of codebooks, and the restart of dead codes.
 
 `statistics` turns a batch into additive numbers (segment sums; no one-hot), `apply` turns their total into new books
 (paper §1.4, reference/tokenizers.md C.2). Replacement vectors are drawn by a hash of (step, global token), not by
 device, so that 1, 2 or 8 devices restart the same codes with the same vectors.
 
-Legend: N vectors, D dimensions, L levels, K codes of one book, R restart candidates of one book.
+Legend: N vectors, D dimensions, E dimensions of a level's codes (D unless projected), L levels, K codes of one book, M vectors
+of all levels of one book, R restart candidates of one book.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from dina.quantize.lookup import RVQConfig, Stats, rows
+from dina.quantize.coding import Stats, steps
+from dina.quantize.config import RVQConfig
+from dina.quantize.variables import published
 from dina.sharding import psum
 
 # A dead code restarts beside a live one, this far on the way to one of that code's vectors. A bare residual of many
@@ -38,7 +41,7 @@ def statistics(
 
     Args:
         cfg: the quantizer.
-        stats: the codebooks that made `codes_NL`.
+        stats: the statistics, or the `view`, that made `codes_NL`.
         x_ND: the quantised vectors (no gradient is taken).
         codes_NL: their codes; -1 = level absent.
         mask_N: 1 for real vectors.
@@ -47,42 +50,40 @@ def statistics(
         axes: mesh axes to sum over inside a shard_map; () outside.
 
     Returns:
-        {'count': [K], 'sum': [K, D], 'candidate': [R, D], 'weight': [R]}, each a dict over the stored
+        {'count': [K], 'sum': [K, E] ('ema' only), 'candidate': [R, E], 'weight': [R]}, each a dict over the stored
         books. Every leaf is global, and additive over micro-batches: candidates carry a power-of-two weight with a
         random exponent, so the ratio of two sums is one of the drawn vectors (exactly so with one micro-batch, to
-        one part in 128 otherwise, but for equal exponents, which give a mean of two).
+        one part in 128 otherwise, but for equal exponents, which give a mean of two). What `stats` made of parameters
+        is there too, with 'parts', the number of micro-batches that were added.
     """
-    x_ND = jax.lax.stop_gradient(x_ND).astype(jnp.float32)
-    mask = mask_N.astype(jnp.float32)
-    residuals, weights, errors = [], [], []
-    residual_ND = x_ND
-    for level, row_ND in enumerate(rows(cfg, stats, codes_NL)):
-        residuals.append(residual_ND)
-        weights.append(mask * (codes_NL[:, level] >= 0))
-        residual_ND = residual_ND - row_ND
-        errors.append(jnp.sum(residual_ND**2, -1))
+    stats, x_ND = jax.lax.stop_gradient((stats, x_ND))
+    vectors, code_vectors = zip(*steps(cfg, stats, x_ND.astype(jnp.float32), codes_NL), strict=True)
+    errors = [jnp.sum((vector_NE - row_NE) ** 2, -1) for vector_NE, row_NE in zip(vectors, code_vectors, strict=True)]
+    weights = [mask_N.astype(jnp.float32) * (codes_NL[:, level] >= 0) for level in range(cfg.levels)]
     bits_NL = token_bits(key, x_ND.shape[0], cfg.levels, axes)
-    out = {"count": {}, "sum": {}, "candidate": {}, "weight": {}}
+    out = {name: {} for name in ("count", "candidate", "weight", *(("sum",) if cfg.books_are_averaged else ()))}
     for book, size in cfg.books.items():
         levels = [level for level in range(cfg.levels) if cfg.book(level) == book]
-        vectors_MD = jnp.concatenate([residuals[level] for level in levels])
-        weight_M, error_M = (jnp.concatenate([parts[level] for level in levels]) for parts in (weights, errors))
+        pooled = (jnp.concatenate([parts[level] for level in levels]) for parts in (vectors, weights, errors))
+        vectors_ME, weight_M, error_M = pooled
         code_M = jnp.maximum(jnp.concatenate([codes_NL[:, level] for level in levels]), 0)
         bits_M = jnp.concatenate([bits_NL[:, level] for level in levels])
-        beside_MD = vectors_MD + (1 - STEP_ASIDE) * (stats["codebook"][book][code_M] - vectors_MD)
-        candidate_RD, drawn_R = draw_candidates(beside_MD, weight_M * error_M, bits_M, restarts(cfg, size), axes)
+        beside_ME = vectors_ME + (1 - STEP_ASIDE) * (stats["codebook"][book][code_M] - vectors_ME)
+        candidate_RE, drawn_R = draw_candidates(beside_ME, weight_M * error_M, bits_M, restarts(cfg, size), axes)
         out["count"][book] = psum(jax.ops.segment_sum(weight_M, code_M, size), axes)
-        # Zeros that depend on the batch: XLA would make constant ones once, early, and a copy for every book, all at once
-        # (16,384 codes of 3,584 dimensions, 8 levels, on a CPU: 1.9 GB).
-        zeros_KD = jnp.full((size, cfg.dim), 0 * jnp.sum(weight_M))
-        out["sum"][book] = psum(zeros_KD.at[code_M].add(vectors_MD * weight_M[:, None]), axes)
-        out["candidate"][book], out["weight"][book] = candidate_RD, drawn_R
-    return out
+        out["candidate"][book], out["weight"][book] = candidate_RE, drawn_R
+        if cfg.books_are_averaged:
+            # Zeros that depend on the batch: XLA would make constant ones once, early, and a copy for every book, all at
+            # once (16,384 codes of 3,584 dimensions, 8 levels, on a CPU: 1.9 GB).
+            zeros_KE = jnp.full((size, cfg.width(book)), 0 * jnp.sum(weight_M))
+            out["sum"][book] = psum(zeros_KE.at[code_M].add(vectors_ME * weight_M[:, None]), axes)
+    seen = {name: stats[name] for name in published(cfg)}
+    return out | seen | ({"parts": {"all": jnp.ones(())}} if seen else {})
 
 
 def restarts(cfg: RVQConfig, size: int) -> int:
-    """Most codes of a book of `size` that one update may restart."""
-    return min(size, math.ceil(cfg.restart_cap * size))
+    """Most codes of a book of `size` that one update may restart: none of those that follow from others."""
+    return 0 if cfg.kind != "rvq" else min(size, math.ceil(cfg.restart_cap * size))
 
 
 def token_bits(key: Any, n: int, levels: int, axes: tuple[str, ...]) -> Array:
@@ -123,11 +124,12 @@ def draw_candidates(
 
 
 def apply(cfg: RVQConfig, stats: Stats, updates: Stats, key: PRNGKeyArray) -> Stats:
-    """New codebooks after one update (paper §1.4: N <- gN + (1-g)n, m <- gm + (1-g)s, e = m / smoothed N).
+    """New statistics after one update (paper §1.4: N <- gN + (1-g)n, m <- gm + (1-g)s, e = m / smoothed N).
 
     A code whose average count is below `restart_fraction` of the mean restarts from a drawn vector, and its count and
     sum restart with it: the count at twice the threshold, so a code that stays unhit is tried again after
-    ln 2 / (1 - decay) updates, and one that lives moves quickly to the vectors it serves.
+    ln 2 / (1 - decay) updates, and one that lives moves quickly to the vectors it serves. Codes of 'sgd' restart by
+    their base; those of 'simvq' and 'fsq' never do.
 
     Args:
         cfg: the quantizer.
@@ -136,28 +138,57 @@ def apply(cfg: RVQConfig, stats: Stats, updates: Stats, key: PRNGKeyArray) -> St
         key: the update's key (equal on every device); orders the dead codes when more die than may restart.
 
     Returns:
-        Statistics of the same structure. A book without a single valid vector in the update does not change.
+        Statistics of the same structure. A book without a single valid vector in the update does not change, but for
+        what follows from parameters: that is as `statistics` saw it.
     """
-    out = {"codebook": {}, "count": {}, "sum": {}}
-    for book, size in cfg.books.items():
-        hits_K, total_KD = updates["count"][book], updates["sum"][book]
+    out = {name: dict(parts) for name, parts in stats.items()}
+    for name in published(cfg):
+        out[name] = {book: part / updates["parts"]["all"] for book, part in updates[name].items()}
+    for book in cfg.books:
+        hits_K = updates["count"][book]
         decay = jnp.where(jnp.sum(hits_K) > 0, cfg.decay, 1.0)
         count_K = decay * stats["count"][book] + (1 - decay) * hits_K
-        sum_KD = decay * stats["sum"][book] + (1 - decay) * total_KD
-        mass = jnp.sum(count_K)
-        smooth_K = (count_K + cfg.eps) / (mass + size * cfg.eps) * mass
-        drawn_R, candidate_RD = updates["weight"][book], updates["candidate"][book]
-        if drawn_R.shape[0]:
-            threshold = cfg.restart_fraction * mass / size
-            order_K = jax.random.uniform(jax.random.fold_in(key, int(book)), (size,))
-            rank_K, slot_R = jax.lax.top_k(jnp.where(count_K < threshold, 1 + order_K, 0.0), drawn_R.shape[0])
-            go_R = (rank_K >= 1) & (drawn_R > 0)
-            fresh_RD = candidate_RD / jnp.where(drawn_R > 0, drawn_R, 1.0)[:, None]
-            slot_R = jnp.where(go_R, slot_R, size)  # out of range: dropped by the scatter
-            count_K, smooth_K = (parts_K.at[slot_R].set(2 * threshold, mode="drop") for parts_K in (count_K, smooth_K))
-            # Only into the sums, and the book is made of them: scattering into both copied each once more.
-            sum_KD = sum_KD.at[slot_R].set(fresh_RD * 2 * threshold, mode="drop")
-        book_KD = sum_KD / jnp.maximum(smooth_K, 1e-30)[:, None]
-        book_KD = jnp.where(jnp.sum(hits_K) > 0, book_KD, stats["codebook"][book])
-        out["codebook"][book], out["count"][book], out["sum"][book] = book_KD, count_K, sum_KD
+        if cfg.kind != "rvq":
+            out["count"][book] = count_K
+        else:
+            move = _average if cfg.books_are_averaged else _rebase
+            new = move(cfg, book, out, updates, count_K, decay, _restarting(cfg, book, count_K, updates, key))
+            for name, part in new.items():
+                out[name][book] = part
     return out
+
+
+def _restarting(cfg: RVQConfig, book: str, count_K: Array, updates: Stats, key: PRNGKeyArray) -> tuple[Array, Array, Array]:
+    """(slots [R] of the codes that restart, out of range where none does; their vectors [R, E]; the threshold)."""
+    size, drawn_R = cfg.books[book], updates["weight"][book]
+    threshold = cfg.restart_fraction * jnp.sum(count_K) / size
+    order_K = jax.random.uniform(jax.random.fold_in(key, int(book)), (size,))
+    rank_K, slot_R = jax.lax.top_k(jnp.where(count_K < threshold, 1 + order_K, 0.0), drawn_R.shape[0])
+    go_R = (rank_K >= 1) & (drawn_R > 0)
+    fresh_RE = updates["candidate"][book] / jnp.where(drawn_R > 0, drawn_R, 1.0)[:, None]
+    return jnp.where(go_R, slot_R, size), fresh_RE, threshold  # out of range: dropped by the scatter
+
+
+def _average(cfg: RVQConfig, book: str, stats: Stats, updates: Stats, count_K: Array, decay: Array, restart) -> Stats:
+    """One book of 'ema' by moving averages."""
+    slot_R, fresh_RE, threshold = restart
+    sum_KE = decay * stats["sum"][book] + (1 - decay) * updates["sum"][book]
+    mass = jnp.sum(count_K)
+    smooth_K = (count_K + cfg.eps) / (mass + cfg.books[book] * cfg.eps) * mass
+    if slot_R.shape[0]:
+        count_K, smooth_K = (parts_K.at[slot_R].set(2 * threshold, mode="drop") for parts_K in (count_K, smooth_K))
+        # Only into the sums, and the book is made of them: scattering into both copied each once more.
+        sum_KE = sum_KE.at[slot_R].set(fresh_RE * 2 * threshold, mode="drop")
+    book_KE = sum_KE / jnp.maximum(smooth_K, 1e-30)[:, None]
+    book_KE = jnp.where(jnp.sum(updates["count"][book]) > 0, book_KE, stats["codebook"][book])
+    return {"codebook": book_KE, "count": count_K, "sum": sum_KE}
+
+
+def _rebase(cfg: RVQConfig, book: str, stats: Stats, updates: Stats, count_K: Array, decay: Array, restart) -> Stats:
+    """One book of 'sgd': the optimizer moves the codes, and a code that restarts gets another base."""
+    del cfg, updates, decay
+    slot_R, fresh_RE, threshold = restart
+    book_KE = stats["codebook"][book]
+    base_KE = stats["base"][book].at[slot_R].add(fresh_RE - book_KE[slot_R], mode="drop")
+    book_KE = book_KE.at[slot_R].set(fresh_RE, mode="drop")
+    return {"codebook": book_KE, "base": base_KE, "count": count_K.at[slot_R].set(2 * threshold, mode="drop")}

@@ -25,7 +25,8 @@ from dina.losses import nll
 from dina.tasks.base import Batches, LossOut, Task, merge_options
 from dina.tasks.vision_batches import VisionBatches, image_table, with_views
 from dina.vision import bridge, preprocess
-from dina.vision.encoder import MASKED, RMSNorm
+from dina.vision.attention import MASKED
+from dina.vision.encoder import RMSNorm
 
 # The reader's words: the written grammar is closed, so a table of its words needs no trained tokenizer.
 PAD, BOS, EOS, NOTHING = "<pad>", "<bos>", "<eos>", "nothing"
@@ -209,13 +210,18 @@ class Align(Task):
         self.encoder = bridge.make_encoder(vision)
         align = vision.align
         self.reader = Reader(
-            words=len(vocabulary()),
+            words=self.words(),
             width=align.width,
             layers=align.layers,
             heads=align.heads,
             cells=vision.pack.cells,
             cell_values=3 * preprocess.CELL**2,
         )
+
+    @staticmethod
+    def words() -> int:
+        """Size of the reader's vocabulary."""
+        return len(vocabulary())
 
     def init(self, key):
         vision = self.config.vision
@@ -241,7 +247,7 @@ class Align(Task):
         terms = {
             "text": _total(text_nll, text_weight),
             "cells": _total(cell_nll, cell_weight),
-            "pixels": self._pixels(out["pixels"], batch),
+            "pixels": self.pixel_error(out["pixels"], batch),
             "nothing": self._nothing(params, z_BNZ, batch),
         }
         digit_weight = text_weight * _is_digit(batch["text_target"])
@@ -262,7 +268,7 @@ class Align(Task):
         told_BN = jnp.mean((z_BNZ - params["vision_encoder"]["bridge"]["fc2"]["bias"]) ** 2, axis=-1)
         return _total(told_BN, empty_BN)
 
-    def _pixels(self, predicted_BNX, batch):
+    def pixel_error(self, predicted_BNX, batch):
         """Squared error of the first temporal slice, per pixel value, over the cells of images."""
         b, p, _ = batch["patches"].shape
         target = batch["patches"].reshape(b, p, 3, preprocess.TEMPORAL, -1)[:, :, :, 0].reshape(predicted_BNX.shape)

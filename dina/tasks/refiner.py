@@ -16,13 +16,14 @@ from ml_collections import ConfigDict
 
 from dina.quantize import rvq
 from dina.tasks.base import LossOut, Task, merge_options
-from dina.tasks.vision_batches import VisionBatches, image_table
+from dina.tasks.vision_batches import data_options, make_batches
 from dina.vision import bridge, detokenize, pixel_decoder, refiner, tokenizer
 from dina.vision.autoencoder import make_autoencoder
 
 
 def default_options() -> ConfigDict:
-    """`stage.options` of this task: shares of images whose conditions are dropped, and how codes are disturbed."""
+    """`stage.options` of this task: shares of images whose conditions are dropped, and how codes are disturbed; and the
+    data's (`vision_batches.data_options`)."""
     return ConfigDict(
         {
             "drop_cond": 0.1,
@@ -30,8 +31,7 @@ def default_options() -> ConfigDict:
             "drop_both": 0.05,
             "code_noise": 0.1,  # an image's share of replaced codes is uniform in [0, code_noise]
             "truncate": 0.1,
-            "augment": "none",
-            "canvas_power": 0.0,
+            **data_options(),
         }
     )
 
@@ -62,8 +62,7 @@ class RefinerTask(Task):
         }
 
     def batches(self):
-        table = image_table(self.config, "train")
-        return VisionBatches(self.config, self.stage, table, self.options.augment, self.options.canvas_power)
+        return make_batches(self.config, self.stage, self.options)
 
     def loss(self, params, stats, batch, key, axes):
         del axes

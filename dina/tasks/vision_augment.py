@@ -1,4 +1,4 @@
-"""More pictures from the same records: smaller canvases around a digit, and digits redrawn by a smooth map.
+"""More pictures from the same records: smaller canvases around a digit, digits redrawn by a smooth map, parts of any image.
 
 Letters: n images, S side of a digit's box in pixels.
 """
@@ -8,9 +8,12 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+import PIL.Image
+from jaxtyping import Float32, Int32, UInt8
 
 from dina.data import phrases
+
+ZOOM = 2.0  # most pixels of the image, along a side, that go into one of a part
 
 
 def crop_views(
@@ -87,6 +90,30 @@ def bend_digits(images: list[np.ndarray], fields: dict[str, np.ndarray], rng: np
         warped = _warp(boxes, turn[chosen], shift[chosen], bend[chosen])
         for (i, top, left), box in zip(corners, warped, strict=True):
             out[i][top : top + size, left : left + size] = box
+    return out
+
+
+def zoom_views(
+    images: list[np.ndarray], grid: Int32[np.ndarray, "n 2"], rng: np.random.Generator
+) -> list[UInt8[np.ndarray, "h w 3"]]:
+    """A part of each image at its own scale (1 to `ZOOM` pixels in one, log-uniform), anywhere in it.
+
+    Args:
+        images: uint8 [H, W, 3].
+        grid: size of the part in cells of 28 px; an image of that size comes back as it is.
+        rng: three numbers an image are drawn, whether used or not.
+    """
+    out = []
+    for image, (h, w), (zoom, y, x) in zip(images, grid * phrases.CELL, rng.random((len(images), 3)), strict=True):
+        height, width = image.shape[:2]
+        zoom = min(ZOOM, height / h, width / w) ** zoom
+        top, left = y * (height - h * zoom), x * (width - w * zoom)
+        if (h, w) == (height, width):
+            out.append(image)
+            continue
+        box = (left, top, min(width, left + w * zoom), min(height, top + h * zoom))
+        part = PIL.Image.fromarray(image).resize((int(w), int(h)), PIL.Image.Resampling.BICUBIC, box=box)
+        out.append(np.asarray(part))
     return out
 
 

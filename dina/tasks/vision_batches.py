@@ -16,13 +16,16 @@ import zlib
 
 import numpy as np
 from jaxtyping import Int32
+from ml_collections import ConfigDict
 
+from dina.config import InputError
 from dina.data import sources
 from dina.tasks.base import Batches
-from dina.tasks.vision_augment import bend_digits, crop_views
+from dina.tasks.vision_augment import bend_digits, crop_views, zoom_views
 from dina.vision import preprocess
 
-FIELDS = ("digit", "size", "top", "left", "aligned", "source")
+FIELDS = ("digit", "size", "top", "left", "aligned", "source")  # of digits; other data has none of them, or `caption`
+AUGMENT = ("none", "affine", "zoom")
 PLAN_WINDOW = 512  # records packed together: rows are > 97 % full from about 256 on
 
 
@@ -33,12 +36,14 @@ class ImageTable:
     Attributes:
         images: uint8 [H, W, 3], sides multiples of 28.
         fields: name of `FIELDS` -> int32 [R].
-        grid: [R, 2] (h, w) in merged cells.
+        grid: [R, 2] (h, w) in merged cells; smaller than the image where a part of it is shown (`zoom_views`).
+        captions: text of each record; empty where the data has none.
     """
 
     images: list[np.ndarray]
     fields: dict[str, np.ndarray]
     grid: Int32[np.ndarray, "R 2"]
+    captions: tuple[str, ...] = ()
 
 
 def make_table(columns: dict, min_pixels: int, max_pixels: int) -> ImageTable:
@@ -52,7 +57,9 @@ def make_table(columns: dict, min_pixels: int, max_pixels: int) -> ImageTable:
         for index, image in enumerate(columns["image"])
     ]
     grid = np.array([image.shape[:2] for image in images], np.int32).reshape(-1, 2) // preprocess.CELL
-    return ImageTable(images, {name: np.asarray(columns[name], np.int32) for name in FIELDS}, grid)
+    fields = {name: columns[name] for name in FIELDS if isinstance(columns.get(name), np.ndarray | list)}
+    fields = {name: np.asarray(values, np.int32) for name, values in fields.items() if not isinstance(values[0], str)}
+    return ImageTable(images, fields, grid, tuple(columns.get("caption", ())))
 
 
 def image_table(config, split: str) -> ImageTable:
@@ -67,6 +74,18 @@ def with_views(table: ImageTable, views: int, seed: int) -> ImageTable:
     grid = np.array([image.shape[:2] for image in images], np.int32).reshape(-1, 2) // preprocess.CELL
     both = {name: np.concatenate([values, fields[name]]) for name, values in table.fields.items()}
     return ImageTable([*table.images, *images], both, np.concatenate([table.grid, grid]))
+
+
+def with_parts(table: ImageTable, side: int, parts: int) -> ImageTable:
+    """The records as parts of at most `side` x `side` cells, `parts` entries an image; `zoom_views` chooses which part.
+
+    Rows of small parts cost less than rows of whole images, for attention grows with the square of a row, and more
+    images share a step.
+    """
+    grid = np.repeat(np.minimum(table.grid, side), parts, axis=0)
+    again = lambda values: [value for value in values for _ in range(parts)]
+    fields = {name: np.repeat(values, parts) for name, values in table.fields.items()}
+    return ImageTable(again(table.images), fields, grid, tuple(again(table.captions)))
 
 
 def pack_rows(
@@ -109,41 +128,66 @@ def pack_rows(
     return table
 
 
+def data_options() -> dict:
+    """`stage.options` that say what a stage sees, shared by the vision tasks.
+
+    augment, canvas_power: as of `VisionBatches`. parts, part_side: as of `with_parts`; 0 parts = whole images. cells,
+    images: of a row; 0 = as in `vision.pack`.
+    """
+    return {"augment": "none", "canvas_power": 0.0, "parts": 0, "part_side": 8, "cells": 0, "images": 0}
+
+
+def make_batches(config, stage, options, table: ImageTable | None = None) -> VisionBatches:
+    """Training batches of a stage with the options of `data_options`; `table` stands in for the prepared data."""
+    table = image_table(config, "train") if table is None else table
+    if options.parts:
+        table = with_parts(table, options.part_side, options.parts)
+    pack = config.vision.pack
+    row = ConfigDict({name: options[name] or pack[name] for name in ("cells", "images")})
+    return VisionBatches(config, stage, table, options.augment, options.canvas_power, row)
+
+
 class VisionBatches(Batches):
     """Rows of packed images.
 
     `batch(step)` returns, with a leading dimension B: the arrays of `preprocess.pack_images` (patches, segment, row,
-    col, window, cell_segment, grid), per image [B, I] `record` (-1 = none), digit, size, top, left, aligned, source
-    (-1 where there is no image), and `example` [B] (the global number of the row).
+    col, window, cell_segment, grid), per image [B, I] `record` (-1 = none) and the table's fields (-1 where there is no
+    image), and `example` [B] (the global number of the row).
 
     Args:
         config: the experiment (uses seed and vision).
         stage: uses task (as the name of the random stream) and batch.
         table: the decoded records.
-        augment: 'none', or 'affine' (vision_augment.bend_digits), drawn anew for every (step, image).
+        augment: 'none', 'affine' (vision_augment.bend_digits) or 'zoom' (zoom_views), drawn anew for every (step, image).
+        pack: {cells, images} of a row; None = `vision.pack`.
         canvas_power: an epoch keeps a record with probability (cells / cells that its digit needs) ** canvas_power;
             0 keeps all. A step costs in proportion to cells, so -0.7 shows more digits, large and small alike, in the
             same time, and still some on large canvases.
     """
 
-    def __init__(self, config, stage, table: ImageTable, augment: str = "none", canvas_power: float = 0.0):
-        if augment not in ("none", "affine"):
-            raise ValueError(f"augment {augment!r} is not one of none, affine")
+    def __init__(self, config, stage, table: ImageTable, augment: str = "none", canvas_power: float = 0.0,
+                 pack=None):
+        if augment not in AUGMENT:
+            raise ValueError(f"augment {augment!r} is not one of {', '.join(AUGMENT)}")
+        if "digit" not in table.fields and (augment == "affine" or canvas_power):
+            raise InputError("augment='affine' and canvas_power are about digits; this data has none: use 'zoom' or 'none', and 0")
         self.vision, self.table, self.augment = config.vision, table, augment
+        self.pack = config.vision.pack if pack is None else pack
         self.rows = stage.batch
         self.stream = (config.seed, zlib.crc32(stage.task.encode()))
         self.areas = table.grid.prod(axis=1).astype(np.int32)
-        needed = np.ceil(table.fields["size"] / preprocess.CELL) ** 2
-        self.keep = np.maximum(1.0, self.areas / needed) ** min(0.0, canvas_power)
+        self.keep = np.ones(len(self.areas))
+        if canvas_power:
+            needed = np.ceil(table.fields["size"] / preprocess.CELL) ** 2
+            self.keep = np.maximum(1.0, self.areas / needed) ** min(0.0, canvas_power)
         self._ends = [0]
         self._epoch = functools.lru_cache(maxsize=2)(self._plan)
 
     def _plan(self, epoch: int) -> Int32[np.ndarray, "rows I"]:
         rng = np.random.default_rng([*self.stream, 0, epoch])
-        pack = self.vision.pack
         order = rng.permutation(len(self.areas))
         order = order[rng.random(len(order)) < self.keep[order]]
-        rows = pack_rows(self.areas, order, pack.cells, pack.images)
+        rows = pack_rows(self.areas, order, self.pack.cells, self.pack.images)
         return rows[rng.permutation(len(rows))]
 
     def plan(self, step: int) -> Int32[np.ndarray, "B I"]:
@@ -171,14 +215,16 @@ class VisionBatches(Batches):
         if self.augment == "affine":
             fields = {name: values[records] for name, values in self.table.fields.items()}
             images = bend_digits(images, fields, self.rng(step, 1))
+        if self.augment == "zoom":
+            images = zoom_views(images, self.table.grid[records], self.rng(step, 1))
         out = self._assemble(record_BI, images)
-        out |= {name: np.where(record_BI >= 0, self.table.fields[name][record_BI], -1) for name in FIELDS}
+        out |= {name: np.where(record_BI >= 0, values[record_BI], -1) for name, values in self.table.fields.items()}
         example = step * self.rows + np.arange(self.rows)
         return out | {"record": record_BI, "example": (example % 2**31).astype(np.int32)}
 
     def _assemble(self, record_BI, images) -> dict[str, np.ndarray]:
         """Lays the images (in row order) into arrays that are written once."""
-        pack, window = self.vision.pack, self.vision.encoder.window_cells
+        pack, window = self.pack, self.vision.encoder.window_cells
         patches = np.zeros((len(record_BI), pack.cells * 4, preprocess.PATCH_DIM), np.float32)
         layouts, number = [], 0
         for row, records in enumerate(record_BI):

@@ -2,7 +2,7 @@
 
 Trains the perceptron before the codes and the light feature decoder; the codebooks start by k-means on real features
 and follow by moving averages. Terms: commit (keeps vectors near their codes), cosine and smooth_l1 (the quantised sum
-must still tell the feature).
+must still tell the feature), and where gradient moves the codes codebook (keeps them near their vectors; `code_terms`).
 
 Letters: B rows, N cells of a row, L levels, Z bridge width, D code width, I images.
 """
@@ -16,22 +16,25 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from dina.config import InputError
-from dina.quantize import rvq
-from dina.sharding import psum
-from dina.tasks.base import LossOut, Task, merge_options
-from dina.tasks.vision_batches import VisionBatches, image_table
+from dina.quantize import health, rvq
+from dina.tasks.base import LossOut, Sums, Task, merge_options
+from dina.tasks.vision_batches import data_options, make_batches
 from dina.vision import bridge, tokenizer
-from dina.vision.tokenizer import PART
+from dina.vision.tokenizer import PART, with_quantizer
+
+WINDOW = "vision_quantizer_window"  # statistics of this stage alone: hits of the codes, for the log
+CODEBOOK_SHARE = 4.0  # codebook loss over commitment: 1 and 0.25 in VQ-VAE and DAC (tokenizers.md C.2)
 
 
 def default_options() -> ConfigDict:
     """`stage.options` of this task.
 
     dropout: share of images cut at a random level. kmeans_vectors, kmeans_iterations: of the codebooks' start.
-    pixel_share: weight of pixels in the geometry that quant_conv starts with, see `quant_conv_start`.
+    pixel_share: weight of pixels in the geometry that quant_conv starts with, see `quant_conv_start`. health_window: cells
+    that a logged health of the codebooks covers (tokenizers.md I). The data's: `vision_batches.data_options`.
     """
-    return ConfigDict({"dropout": 0.25, "kmeans_vectors": 8192, "kmeans_iterations": 12, "augment": "none",
-                       "pixel_share": 0.5})
+    return ConfigDict({"dropout": 0.25, "kmeans_vectors": 8192, "kmeans_iterations": 12, "pixel_share": 0.5,
+                       "health_window": 65536, **data_options()})
 
 
 class VisualTokens(Task):
@@ -46,11 +49,11 @@ class VisualTokens(Task):
         first, second = jax.random.split(key)
         params, stats = tokenizer.init_quantizer(self.config.vision, second)
         encoder = bridge.init_encoder(self.config.vision, first)
-        return {"params": {"vision_encoder": encoder, PART: params}, "stats": {PART: stats}}
+        windows = health.rolling(self.tokenizer.rvq.sizes)
+        return {"params": {"vision_encoder": encoder, PART: params}, "stats": {PART: stats, WINDOW: windows}}
 
     def batches(self):
-        table = image_table(self.config, "train")
-        return VisionBatches(self.config, self.stage, table, augment=self.options.augment)
+        return make_batches(self.config, self.stage, self.options)
 
     def start(self, variables, batches, key):
         """A linear perceptron from the first batches, and k-means on what it makes of them."""
@@ -68,9 +71,10 @@ class VisualTokens(Task):
         conv = quant_conv_start(variables["params"][PART]["quant_conv"], z_NZ, pixel_NV, self.options.pixel_share)
         params = variables["params"] | {PART: variables["params"][PART] | {"quant_conv": conv}}
         sample_ND = jax.jit(self.tokenizer.project)(params, z_NZ)
-        stats = rvq.kmeans_init(
+        trained, stats = rvq.start(
             self.tokenizer.rvq, sample_ND, np.ones(len(sample_ND)), key, count / used, self.options.kmeans_iterations
         )
+        params = params | {PART: with_quantizer(params[PART], trained)}
         return {"params": params, "stats": variables["stats"] | {PART: stats}}
 
     def loss(self, params, stats, batch, key, axes):
@@ -81,30 +85,48 @@ class VisualTokens(Task):
         x_ND, mask_N = x_BND.reshape(-1, tokens.rvq.dim), weight_BN.reshape(-1)
         drop_key, draw_key = jax.random.split(key)
         cell_keys = image_keys(drop_key, batch["example"], batch["cell_segment"])
-        out = rvq.quantize(tokens.rvq, stats[PART], x_ND, mask_N, cell_keys, self.options.dropout)
+        view = tokens.view(params, stats)
+        out = rvq.quantize(tokens.rvq, view, x_ND, mask_N, cell_keys, self.options.dropout)
         predicted_BNZ = tokens.reconstruct(params, out.q_ND.reshape(x_BND.shape))
         cosine_BN, smooth_BN = feature_errors(predicted_BNZ, z_BNZ)
         total = lambda value_BN: (jnp.sum(value_BN * weight_BN), jnp.sum(weight_BN))
-        terms = {"commit": out.commit, "cosine": total(cosine_BN), "smooth_l1": total(smooth_BN)}
-        metrics = {"feature_cosine": total(1 - cosine_BN)} | self._health(out, mask_N, axes)
+        terms = code_terms(tokens.rvq, out, self.stage.loss_weights)
+        terms |= {"cosine": total(cosine_BN), "smooth_l1": total(smooth_BN)}
+        seen = health.observe(out.codes_NL, mask_N, tokens.rvq.sizes, jax.lax.stop_gradient(out.energy_L), axes)
+        metrics = {"feature_cosine": total(1 - cosine_BN)} | self._health(out, seen, jnp.sum(mask_N), stats[WINDOW])
         keys_N = rvq.token_keys(draw_key, batch["example"], x_BND.shape[1])
-        updates = rvq.statistics(tokens.rvq, stats[PART], x_ND, out.codes_NL, mask_N, keys_N, axes)
-        return LossOut(terms, metrics, {PART: updates})
+        updates = rvq.statistics(tokens.rvq, view, x_ND, out.codes_NL, mask_N, keys_N, axes)
+        return LossOut(terms, metrics, {PART: updates, WINDOW: seen})
 
-    def _health(self, out: rvq.QuantizeOut, mask_N: Array, axes: tuple[str, ...]) -> dict[str, tuple[Array, Array]]:
-        """Usage and perplexity of the global batch and residual energy, per level."""
-        cfg, weight = self.tokenizer.rvq, jnp.sum(mask_N)
-        health = rvq.usage_from_counts(psum(rvq.code_counts(out.codes_NL, mask_N, cfg.sizes), axes))
+    def _health(self, out: rvq.QuantizeOut, seen: health.Window, weight: Array, windows) -> dict[str, tuple[Array, Array]]:
+        """Usage and perplexity of the global batch and residual energy, per level; under window/ those of the last full
+        window before it, with its length and its dead codes."""
+        now, before = health.report(seen), health.report(health.latest(windows))
         energy, total = out.energy_L
-        metrics = {}
-        for level in range(cfg.levels):
-            metrics |= {f"{name}/{level}": (values_L[level] * weight, weight) for name, values_L in health.items()}
+        metrics = {"window/cells": (before.pop("vectors") * weight, weight)}
+        for level in range(self.tokenizer.rvq.levels):
+            metrics |= {f"{name}/{level}": (now[name][level] * weight, weight) for name in ("usage", "perplexity")}
             metrics[f"energy/{level}"] = (energy[level], total[level])
+            metrics |= {f"window/{name}/{level}": (values_L[level] * weight, weight) for name, values_L in before.items()}
         return metrics
 
     def update_stats(self, stats, updates, key, step):
         del step
-        return stats | {PART: rvq.apply(self.tokenizer.rvq, stats[PART], updates[PART], key)}
+        books = rvq.apply(self.tokenizer.rvq, stats[PART], updates[PART], key)
+        return stats | {PART: books, WINDOW: health.roll(stats[WINDOW], updates[WINDOW], self.options.health_window)}
+
+
+def code_terms(cfg: rvq.RVQConfig, out: rvq.QuantizeOut, weights) -> Sums:
+    """Terms of the codes themselves: commit, and where gradient moves the codes codebook.
+
+    If the stage's `weights` have no codebook, that loss is part of commit, CODEBOOK_SHARE times: another quantizer is then
+    a change of the quantizer's config alone.
+    """
+    if not cfg.books_are_trained:
+        return {"commit": out.commit}
+    if "codebook" in weights:
+        return {"commit": out.commit, "codebook": out.codebook}
+    return {"commit": (out.commit[0] + CODEBOOK_SHARE * out.codebook[0], out.commit[1])}
 
 
 def quant_conv_start(params, z_NZ: np.ndarray, pixel_NV: np.ndarray, pixel_share: float):

@@ -2,7 +2,8 @@
 
 A small perceptron ("quant_conv") moves the bridge's features into the space where they are quantised; a light decoder
 predicts them back from the quantised sum, which is the only signal of the task that reaches the perceptron (paper
-§1.4, reference/tokenizers.md A.4). Parameters are the part `vision_quantizer`; its codebooks are statistics.
+§1.4, reference/tokenizers.md A.4). Parameters are the part `vision_quantizer`; its codebooks are statistics, and what a
+choice of quantizer trains by gradient is the parameters' `quantizer` (dina/quantize/variables.py).
 
 Letters: B packs, N cells of a pack, L levels, Z width of a bridge feature, D width of a code vector.
 """
@@ -27,7 +28,8 @@ ENCODER_INPUTS = ("patches", "segment", "row", "col", "window")
 
 
 def default_quantizer_config() -> ConfigDict:
-    """`config.vision.quantizer`: released 8 shared levels of 16,384 codes at width 3,584; small here."""
+    """`config.vision.quantizer`, the fields of `rvq.RVQConfig`: released 8 shared levels of 16,384 codes at width 3,584;
+    small here."""
     return ConfigDict(
         {
             "sizes": (256,) * 8,
@@ -40,6 +42,11 @@ def default_quantizer_config() -> ConfigDict:
             "restart_cap": 0.03,
             "commitment": "cumulative",
             "gradient": "straight_through",
+            "kind": "rvq",
+            "update": "ema",
+            "metric": "euclidean",
+            "factor_dim": 0,
+            "beam": 1,
         }
     )
 
@@ -98,6 +105,10 @@ class VisualTokenizer:
         """Quantised sums to predicted bridge features."""
         return self.feature_decoder.apply({"params": params[PART]["feature_decoder"]}, q_BND)
 
+    def view(self, params: Mapping, stats: Mapping) -> rvq.Stats:
+        """The quantizer's statistics as the parameters make them now, with gradient to those; for the stage that trains."""
+        return rvq.view(self.rvq, params[PART].get("quantizer", {}), stats[PART])
+
     def codes(self, params: Mapping, stats: Mapping, pack: Mapping[str, Array]) -> Int[Array, "B N L"]:
         """Codes of stacked packs, -1 in padding cells."""
         x_BND = self.project(params, self.continuous(params, pack))
@@ -128,11 +139,17 @@ def init_quantizer(config_vision: ConfigDict, key: jax.Array) -> tuple[Mapping, 
     """(parameters, statistics) of the part `vision_quantizer`."""
     tokenizer = make_tokenizer(config_vision)
     first, second, third = jax.random.split(key, 3)
+    trained, stats = rvq.init(tokenizer.rvq, third)
     params = {
         "quant_conv": tokenizer.quant_conv.init(first, jnp.zeros((1, config_vision.bridge.out_dim)))["params"],
         "feature_decoder": tokenizer.feature_decoder.init(second, jnp.zeros((1, tokenizer.rvq.dim)))["params"],
     }
-    return params, rvq.init_stats(tokenizer.rvq, third)
+    return with_quantizer(params, trained), stats
+
+
+def with_quantizer(params: Mapping, trained: Mapping) -> Mapping:
+    """Parameters of the part with those of the quantizer, where it has any."""
+    return params | ({"quantizer": trained} if trained else {})
 
 
 @functools.partial(jax.jit, static_argnums=0)

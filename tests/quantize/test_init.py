@@ -1,10 +1,12 @@
-"""k-means start: finds clusters, seeded, blind to padding, no empty code, shared books pool the residuals."""
+"""The start from real vectors: k-means finds clusters, seeded, blind to padding, no empty code, shared books pool the
+residuals; every kind of quantizer starts with codes that are used and levels that lower the energy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dina.config import InputError
 from dina.quantize import rvq
 
 
@@ -37,7 +39,7 @@ def test_same_seed_same_books_and_padding_is_ignored():
     one = rvq.kmeans_init(cfg, x, mask, jax.random.key(3))
     two = rvq.kmeans_init(cfg, x.at[200:].set(1e3), mask, jax.random.key(3))
     jax.tree.map(np.testing.assert_array_equal, one, two)
-    with pytest.raises(ValueError, match="no valid vector"):
+    with pytest.raises(InputError, match="no valid vector"):
         rvq.kmeans_init(cfg, x, mask * 0, jax.random.key(3))
 
 
@@ -71,3 +73,23 @@ def test_a_crowd_of_equal_vectors_takes_one_centre():
     cfg = rvq.RVQConfig(sizes=(32,), dim=5)
     stats = rvq.kmeans_init(cfg, x, jnp.ones(len(x)), jax.random.key(5), iterations=0)
     assert int((jnp.abs(stats["codebook"]["0"] - 2.0).max(-1) < 0.01).sum()) == 1  # drawn evenly it would be 22
+
+
+STARTS = {
+    "sgd": {"update": "sgd"}, "cosine": {"metric": "cosine"}, "simvq": {"kind": "simvq"}, "fsq": {"kind": "fsq"},
+    "factor": {"factor_dim": 3, "commitment": "residual", "metric": "cosine"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STARTS)
+def test_every_kind_starts_useful(case):
+    x = jax.random.normal(jax.random.key(4), (512, 6)) * jnp.array([3.0, 2.0, 1.0, 1.0, 0.5, 0.5])
+    cfg = rvq.RVQConfig(sizes=(32, 32, 32), dim=6, **STARTS[case])
+    mask = (jnp.arange(512) < 400).astype(jnp.float32)
+    params, stats = rvq.start(cfg, x.at[400:].set(1e3), mask, jax.random.key(5), per_update=100.0)
+    out = rvq.quantize(cfg, rvq.view(cfg, params, stats), x, mask)
+    energy = np.asarray(out.energy_L[0] / out.energy_L[1])
+    assert (np.diff(energy) < 0).all() and energy[-1] < 0.1
+    assert float(rvq.usage(out.codes_NL, mask, cfg.sizes)["usage"].min()) > 0.6
+    hits = rvq.code_counts(out.codes_NL, mask, cfg.sizes)
+    np.testing.assert_allclose(stats["count"]["0"], hits[0] / 4, atol=0.3)  # 400 vectors, 100 an update

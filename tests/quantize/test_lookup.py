@@ -1,28 +1,10 @@
-"""Lookup: exact ids, first index on ties, tiles, absent levels, the released reference's numbers."""
+"""Search in one book: first index on ties, tiles, the metric."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from dina.quantize import lookup, rvq
-
-
-def _random(n=50, d=6, sizes=(16, 8, 8), codebook="separate", seed=0):
-    cfg = rvq.RVQConfig(sizes=sizes, dim=d, codebook=codebook)
-    return cfg, rvq.init_stats(cfg, jax.random.key(seed)), jax.random.normal(jax.random.key(seed + 1), (n, d))
-
-
-def test_encode_is_the_sequential_nearest_neighbour():
-    cfg, stats, x = _random()
-    residual, expected = np.asarray(x, np.float64), []
-    for book in stats["codebook"].values():
-        code = ((residual[:, None] - np.asarray(book, np.float64)) ** 2).sum(-1).argmin(-1)
-        expected.append(code)
-        residual = residual - np.asarray(book)[code]
-    codes = rvq.encode(cfg, stats, x)
-    np.testing.assert_array_equal(codes, np.stack(expected, -1))
-    np.testing.assert_allclose(rvq.decode(cfg, stats, codes), np.asarray(x) - residual, atol=1e-5)
+from dina.quantize import lookup
 
 
 def test_tiles_and_ties_give_the_first_index(monkeypatch):
@@ -44,23 +26,14 @@ def test_search_never_holds_all_scores():
     assert f"f32[{n},{lookup.TILE}]" in text and f"f32[{n},{k}]" not in text
 
 
-def test_decode_skips_absent_levels_and_cuts_at_depth():
-    cfg, stats, x = _random()
-    codes = rvq.encode(cfg, stats, x)
-    np.testing.assert_array_equal(rvq.decode(cfg, stats, codes.at[:, 1:].set(-1)), rvq.decode(cfg, stats, codes, 1))
-    depth = jnp.arange(x.shape[0]) % 4
-    each = rvq.decode(cfg, stats, codes, depth)
-    for level in range(4):
-        np.testing.assert_array_equal(each[depth == level], rvq.decode(cfg, stats, codes, level)[depth == level])
-
-
-def test_shared_book_is_one_array_and_needs_equal_sizes():
-    cfg, stats, x = _random(sizes=(16, 16), codebook="shared")
-    assert [book.shape for book in stats["codebook"].values()] == [(16, 6)]
-    separate = rvq.RVQConfig(sizes=(16, 16), dim=6)
-    twice = rvq.from_codebooks([stats["codebook"]["0"]] * 2)
-    np.testing.assert_array_equal(rvq.encode(cfg, stats, x), rvq.encode(separate, twice, x))
-    with pytest.raises(ValueError, match="equal sizes"):
-        rvq.RVQConfig(sizes=(16, 8), dim=6, codebook="shared")
-    with pytest.raises(ValueError, match="separate, shared"):
-        rvq.RVQConfig(sizes=(16,), dim=6, codebook="both")
+def test_cosine_is_the_smallest_angle_in_any_tile(monkeypatch):
+    x, book = jax.random.normal(jax.random.key(0), (40, 4)), jax.random.normal(jax.random.key(1), (50, 4))
+    book = book * jnp.arange(1, 51)[:, None]  # the longer a code, the later
+    cosine = np.asarray(x @ book.T) / np.linalg.norm(book, axis=-1)
+    code, distance = lookup.nearest(x, book, "cosine")
+    np.testing.assert_array_equal(code, cosine.argmax(-1))
+    np.testing.assert_allclose(distance, 2 - 2 * cosine.max(-1) / np.linalg.norm(x, axis=-1), atol=1e-5)
+    assert (code != lookup.nearest(x, book)[0]).any()
+    monkeypatch.setattr(lookup, "TILE", 16)
+    np.testing.assert_array_equal(lookup.nearest(x, book, "cosine")[0], code)
+    assert np.isfinite(lookup.nearest(x * 0, book * 0, "cosine")[1]).all()

@@ -1,11 +1,15 @@
-"""Training forward: straight-through gradient, commitment forms, masks, dropout."""
+"""Training forward: gradient, commitment and codebook losses, masks, dropout, projections."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dina.config import InputError
 from dina.quantize import rvq
+from dina.quantize.gradient import through
 
 CFG = rvq.RVQConfig(sizes=(16, 16, 8), dim=6)
 STATS = rvq.init_stats(CFG, jax.random.key(0))
@@ -54,5 +58,66 @@ def test_dropout_depth_is_keyed_by_vector():
     assert (out.codes_NL >= 0).all()
     half = rvq.quantize(CFG, STATS, X[10:], ONES[10:], key=keys[10:], dropout=1.0)
     np.testing.assert_array_equal(half.depth_N, out.depth_N[10:])  # does not depend on the neighbours
-    with pytest.raises(ValueError, match="needs a key"):
+    with pytest.raises(InputError, match="needs a key"):
         rvq.quantize(CFG, STATS, X, ONES, dropout=0.5)
+
+
+def test_rotation_turns_the_whole_sum():
+    cfg, w = dataclasses.replace(CFG, gradient="rotation"), jax.random.normal(jax.random.key(2), X.shape)
+    q = rvq.decode(CFG, STATS, rvq.encode(CFG, STATS, X), 2)
+    expected = jax.grad(lambda x: jnp.sum(through(x, q, "rotation") * w))(X)
+    keys = jax.random.split(jax.random.key(3), 20)
+    depth = rvq.draw_depth(CFG, keys, 20, 1.0) == 2
+    out, got = jax.vjp(lambda x: rvq.quantize(cfg, STATS, x, ONES, keys, 1.0).q_ND, X)
+    np.testing.assert_allclose(out[depth], q[depth], atol=1e-6)
+    np.testing.assert_allclose(got(w)[0][depth], expected[depth], atol=1e-5)
+    assert int(depth.sum()) > 2
+
+
+@pytest.mark.parametrize("codebook", ["separate", "shared"])
+def test_codebook_loss_moves_codes_to_the_mean_of_their_vectors_and_nothing_else(codebook):
+    cfg = rvq.RVQConfig(sizes=(8, 8), dim=6, update="sgd", codebook=codebook)
+    params, stats = rvq.init(cfg, jax.random.key(0))
+    mask = (jnp.arange(20) < 15).astype(jnp.float32)
+
+    @jax.jit
+    def losses(params, x):
+        out = rvq.quantize(cfg, rvq.view(cfg, params, stats), x, mask)
+        return out.codebook[0], out.commit[0] + jnp.sum(out.q_ND**2)
+
+    by_params, by_x = jax.jacrev(losses, argnums=(0, 1))(params, X)[0]
+    assert float(jnp.abs(by_x).max()) == 0
+    assert float(jnp.abs(jax.grad(lambda p: losses(p, X)[1])(params)["code_table"]["0"]).max()) == 0
+    seen = rvq.view(cfg, params, stats)
+    averaged = dataclasses.replace(cfg, update="ema")
+    moments = rvq.statistics(averaged, seen, X, rvq.encode(cfg, seen, X), mask, jax.random.key(1))
+    for book in cfg.books:  # the gradient of sum |r - e|^2 / (D L)
+        hits, total = moments["count"][book][:, None], moments["sum"][book]
+        np.testing.assert_allclose(by_params["code_table"][book], 2 * (hits * stats["codebook"][book] - total) / 12, atol=1e-5)
+
+
+def test_projections_that_change_nothing_give_the_numbers_of_none():
+    plain = dataclasses.replace(CFG, commitment="residual")
+    own = dataclasses.replace(plain, factor_dim=6)
+    eye = {book: jnp.eye(6) for book in CFG.books}
+    keys = jax.random.split(jax.random.key(3), 20)
+
+    @jax.jit
+    def both(x):
+        run = lambda cfg, stats: rvq.quantize(cfg, stats, x, ONES.at[17:].set(0), keys, 0.5)
+        return run(plain, STATS), run(own, STATS | {"in": eye, "out": eye})
+
+    a, b = both(X)
+    jax.tree.map(lambda u, v: np.testing.assert_allclose(u, v, rtol=1e-5, atol=1e-5), a, b)
+
+
+def test_a_grid_passes_gradient_through_its_projections():
+    cfg = rvq.RVQConfig(sizes=(8,), dim=6, kind="fsq")
+    params, stats = rvq.init(cfg, jax.random.key(0))
+    w, into, out = jax.random.normal(jax.random.key(2), X.shape), params["in"]["0"], params["out"]["0"]
+    got = rvq.quantize(cfg, stats, X, ONES)
+    np.testing.assert_allclose(got.q_ND, rvq.decode(cfg, stats, got.codes_NL), atol=1e-6)
+    assert float(got.commit[0]) == float(got.codebook[0]) == 0.0
+    slope = 1 - np.tanh(X @ into) ** 2
+    grad = jax.grad(lambda x: jnp.sum(rvq.quantize(cfg, stats, x, ONES).q_ND * w))(X)
+    np.testing.assert_allclose(grad, ((w @ out.T) * slope) @ into.T, atol=1e-5)

@@ -1,4 +1,7 @@
-"""Stage V1: k-means start, gradient only where it belongs, one update per step, the digit gate's parts."""
+"""Stage V1: k-means start, gradient only where it belongs, one update per step, every kind of quantizer trains and is read
+by the next stage, the digit gate's parts."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from dina import sharding, step as steps
 from dina.config import InputError
-from dina.tasks import visual_tokens
+from dina.quantize import rvq
+from dina.quantize.variables import published
+from dina.tasks import pixels, visual_tokens
 from dina.vision import tokenizer
 from dina.vision.tokenizer import PART
 from tests.vision import packs
@@ -24,8 +30,13 @@ def setup():
     return task, task.start(variables, iter(batches), jax.random.key(1)), batches
 
 
+@functools.cache
+def _compiled(task):
+    return jax.jit(task.loss, static_argnums=4)
+
+
 def _loss(task, variables, batch, axes=()):
-    return task.loss(variables["params"], variables["stats"], batch, jax.random.key(2), axes)
+    return _compiled(task)(variables["params"], variables["stats"], batch, jax.random.key(2), axes)
 
 
 def test_start_fits_the_books_to_real_features(setup):
@@ -64,8 +75,11 @@ def test_terms_and_gradients(setup):
     out = _loss(task, variables, batches[0])
     assert set(out.terms) == {"commit", "cosine", "smooth_l1"}
     assert all(float(weight) == 18.0 for _, weight in out.terms.values())
-    total = lambda params: sum(s for s, _ in _loss(task, {"params": params, "stats": variables["stats"]}, batches[0]).terms.values())
-    grads = jax.grad(total)(variables["params"])
+
+    def total(params):
+        return sum(s for s, _ in _loss(task, {"params": params, "stats": variables["stats"]}, batches[0]).terms.values())
+
+    grads = jax.jit(jax.grad(total))(variables["params"])
     largest = lambda tree: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
     assert largest(grads["vision_encoder"]) == 0
     assert largest(grads[PART]["quant_conv"]) > 0 and largest(grads[PART]["feature_decoder"]) > 0
@@ -103,6 +117,61 @@ def test_two_devices_give_the_sums_of_one(setup):
     mean = lambda pair: pair[0] / pair[1]
     for name in one.metrics:
         np.testing.assert_allclose(mean(metrics[name]), mean(one.metrics[name]), rtol=1e-4, atol=1e-5)
+
+
+QUANTIZERS = {
+    "dac": {"update": "sgd", "metric": "cosine", "factor_dim": 4, "commitment": "residual", "gradient": "rotation",
+            "restart_cap": 0.0},
+    "simvq": {"kind": "simvq"},
+    "fsq": {"kind": "fsq"},
+}  # fmt: skip
+
+
+def _stage(**options):
+    stage = packs.stage("visual_tokens", **options)
+    stage.train, stage.loss_weights = (PART,), {"commit": 0.25, "cosine": 1.0, "smooth_l1": 1.0}
+    return stage
+
+
+@pytest.mark.parametrize("name", ["fsq", *(pytest.param(name, marks=pytest.mark.slow) for name in ("simvq", "dac"))])
+def test_every_quantizer_trains_and_the_next_stage_reads_its_statistics(name):
+    config, stage = packs.tiny_config(), _stage(kmeans_vectors=40, health_window=30)
+    config.vision.quantizer.update(QUANTIZERS[name])
+    task, batch = visual_tokens.VisualTokens(config, stage), packs.batch(config.vision, ROWS)
+    variables = task.start(jax.jit(task.init)(jax.random.key(0)), iter([batch, batch, batch]), jax.random.key(1))
+    mesh = sharding.make_mesh({}, jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        place = lambda tree: jax.device_put(tree, jax.sharding.NamedSharding(mesh, P()))
+        state, before = place(steps.init_state(task, stage, variables)), jax.device_get(variables)
+        step, losses = jax.jit(steps.make_train_step(task, stage, 0, mesh), donate_argnums=0), []
+        for _ in range(8):
+            seen = jax.device_get(task.tokenizer.view(state["params"], state["stats"]))
+            state, values = step(state, sharding.put_batch(batch, mesh), np.float32(0.01))
+            losses.append(float(values["loss"]))
+        state, values = jax.device_get((state, values))
+    assert np.mean(losses[-2:]) < np.mean(losses[:2]) and not values["refused"]
+    assert values["window/cells"] == 36.0 and 0 < values["window/usage/0"] <= 1  # two steps of 18 cells are a window of 30
+    moved = lambda a, b: float(np.abs(a - b).max()) > 0
+    assert all(jax.tree.leaves(jax.tree.map(moved, before["params"][PART]["quantizer"], state["params"][PART]["quantizer"])))
+    stats = state["stats"][PART]
+    for kept in published(task.tokenizer.rvq):  # as the last step's forward pass had it
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), stats[kept], seen[kept])
+    following = pixels.Pixels(config, packs.stage("pixels", align_stride=0))
+    params = jax.eval_shape(following.init, jax.random.key(0))["params"] | jax.eval_shape(lambda: state["params"])
+    out = jax.eval_shape(lambda p, s, b: following.loss(p, {PART: s}, b, jax.random.key(2), ()), params, stats, batch)
+    assert set(out.terms) == {"l1", "l2"}
+    codes = np.where(batch["cell_segment"][..., None] > 0, np.arange(3), -1)
+    q, predicted = tokenizer.features(config.vision, state, codes)
+    assert q.shape[-1] == 6 and np.isfinite(predicted).all() and (q[batch["cell_segment"] == 0] == 0).all()
+
+
+def test_the_codebook_loss_has_a_weight_of_its_own_or_rides_with_commitment():
+    sums = {name: (value, 2.0) for name, value in (("commit", 3.0), ("codebook", 5.0))}
+    out = rvq.QuantizeOut(None, None, depth_N=None, energy_L=None, **sums)
+    terms = lambda weights, **fields: visual_tokens.code_terms(rvq.RVQConfig(sizes=(4,), dim=2, **fields), out, weights)
+    assert terms({"codebook": 1.0}) == {"commit": (3.0, 2.0)}  # moving averages need no such loss
+    assert terms({"commit": 0.25, "codebook": 1.0}, update="sgd") == sums
+    assert terms({"commit": 0.25}, update="sgd") == terms({"commit": 0.25}, kind="simvq") == {"commit": (23.0, 2.0)}
 
 
 def test_unknown_option_is_an_error():
