@@ -23,8 +23,10 @@ from dina.tasks.base import Task, Variables
 # task name -> (class, the config sections that its result depends on)
 TASKS = {
     "align": ("dina.tasks.align:Align", ("vision",)),
+    "captions": ("dina.tasks.captions:Captions", ("vision",)),
     "visual_tokens": ("dina.tasks.visual_tokens:VisualTokens", ("vision",)),
     "pixels": ("dina.tasks.pixels:Pixels", ("vision",)),
+    "adversarial": ("dina.tasks.adversarial:Adversarial", ("vision",)),
     "refiner": ("dina.tasks.refiner:RefinerTask", ("vision",)),
     "audio_tokens": ("dina.tasks.audio_tokens:AudioTokens", ("audio",)),
     "flow": ("dina.tasks.flow:FlowTask", ("audio",)),
@@ -177,7 +179,7 @@ def initial_variables(config: ml_collections.ConfigDict, name: str, task: Task, 
 
 
 def load_parts(config: ml_collections.ConfigDict, workdir: pathlib.Path, parts: list[str]) -> tuple[dict, dict]:
-    """Loads parts of a trained model, each from the last finished stage that has it.
+    """Loads parts of a trained model, each from the last finished stage that has it, or else from an import.
 
     Args:
         config: the experiment.
@@ -202,6 +204,13 @@ def load_parts(config: ml_collections.ConfigDict, workdir: pathlib.Path, parts: 
                 params[part] = found["params"][part]
                 if part in found.get("stats", {}):
                     stats[part] = found["stats"][part]
+    for name in config.get("imports", {}):
+        wanted = [part for part in parts if part not in params]
+        if wanted:
+            from dina.convert import settings  # builds the model, which stages of tokenizers do not need
+
+            found = settings.load(config, workdir / name, wanted)
+            params, stats = params | found["params"], stats | found["stats"]
     missing = [part for part in parts if part not in params]
     if missing:
         raise InputError(f"{workdir} has no trained {', '.join(missing)}: run dina.train on this config first")

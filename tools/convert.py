@@ -1,13 +1,16 @@
-"""Released checkpoints in and out: `python -m tools.convert import|export|verify`.
+"""Released checkpoints in and out: `python -m tools.convert import|export|verify|qwen-vision`.
 
     import --checkpoint DIR --workdir W [--parts backbone,embed]   released safetensors -> W/released, a finished stage
     export --workdir W [--stage NAME] --out DIR                    that stage -> released names, layouts and dtypes
     verify --checkpoint DIR [--against DIR2]                       names, shapes, dtypes; bit by bit against another
+    qwen-vision --checkpoint DIR --workdir W                       a Qwen2.5-VL vision tower -> W/qwen_vision, part vision_encoder
 
+Imported are the language side, the visual tokenizer (vision_encoder, vision_quantizer) and, where DIR holds
+image_decoder/image_decoder.safetensors, the detokenizers (pixel_decoder, refiner); the audio tokenizer is carried along.
 An experiment takes an imported part by `init_from: {"backbone": "released"}` and names the import with the identity that
-this prints: `imports: {"released": "<identity>"}`. `dina.convert.settings.apply` does the latter, and takes over model and
-vocabulary (experiments/finetune.py). Memory stays at a few tensors whatever the size of the checkpoint. Bad input: exit
-code 2, naming file and tensor, and nothing is left half-written.
+this prints: `imports: {"released": "<identity>"}`. `dina.convert.settings.apply` does the latter and takes over model and
+vocabulary (experiments/finetune.py), `apply_vision` the sizes of the visual parts. Memory stays at a few tensors whatever the
+size of the checkpoint. Bad input: exit code 2, naming file and tensor, and nothing is left half-written.
 """
 
 from __future__ import annotations
@@ -17,52 +20,100 @@ import collections
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import shutil
+from collections.abc import Mapping
 
 import jax
+import numpy as np
 
 from dina import checkpoint as checkpoint_lib
 from dina.config import InputError, run_main
-from dina.convert import plan, stream
-from dina.convert.released import INDEX, Released, Writer
+from dina.convert import plan, qwen, stream
+from dina.convert.released import INDEX, Released, Writer, apart, same_bits
+from dina.convert.rules import by_name
 from dina.convert.settings import FILES
 
-STAGE = "released"
-BLOCK_BYTES = 256 * 2**20  # compared at once
+STAGE, QWEN = "released", "qwen_vision"
 SHARD_BYTES = 10 * 10**9
 
 
 def import_(args: argparse.Namespace) -> int:
     """Reads a released checkpoint into a finished stage of a workdir."""
-    folder = args.workdir / STAGE
+    folder = _fresh(args.workdir / STAGE)
+    released = Released(args.checkpoint)
+    made = plan.make(released, _parts(args))
+    plan.check_codes(released, made)
+    notes = plan.unequal_copies(released, made)
+    _write(folder, released, made.leaves, plan.feature_decoder(made.vision))
+    record = {
+        "parts": args.parts, "files": _keep_files(args.checkpoint, args.workdir, folder), "notes": notes,
+        "model": made.config.to_dict() if made.config else None,
+        "vocabulary": dataclasses.asdict(made.vocabulary) if made.vocabulary else None,
+        "joint_rows": made.config and released.config()["vocab_size"], "projections": made.projections, "vision": made.vision,
+    }  # fmt: skip
+    _finish(folder, released, made.leaves, record)
+    print("".join(f"WARNING: {note}\n" for note in notes), end="")
+    if not args.parts and not plan.has_detokenizers(released):
+        print(f"{args.checkpoint} holds no image_decoder folder: without {', '.join(plan.BESIDE)}")
+    return 0
+
+
+def qwen_vision(args: argparse.Namespace) -> int:
+    """Reads the vision tower of a Qwen2.5-VL checkpoint into a finished stage of a workdir."""
+    folder = _fresh(args.workdir / QWEN)
+    released = Released(args.checkpoint)
+    leaves, vision = qwen.make(released)
+    _write(folder, released, leaves, {})
+    record = {"parts": "vision_encoder", "files": [], "notes": [], "model": None, "vocabulary": None, "vision": vision}
+    _finish(folder, released, leaves, record)
+    return 0
+
+
+def _parts(args: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(filter(None, args.parts.split(",")))
+
+
+def _fresh(folder: pathlib.Path) -> pathlib.Path:
     if (folder / "stage.json").exists():
         raise InputError(f"{folder} already holds an import; delete it, or choose another --workdir")
-    released = Released(args.checkpoint)
-    made = plan.make(released, tuple(filter(None, args.parts.split(","))))
-    plan.check_codes(released, made)
-    _room(args.workdir, sum(released.tensors[piece.name].nbytes for leaf in made.leaves.values() for piece in leaf.pieces))
+    return folder
+
+
+def _write(folder: pathlib.Path, released: Released, leaves: Mapping[str, plan.Leaf], fresh: Mapping[str, np.ndarray]) -> None:
+    """Writes all arrays, or nothing."""
+    width = lambda leaf: released.tensors[leaf.pieces[0].name].numpy_dtype.itemsize
+    _room(folder.parent, sum(math.prod(leaf.shape) * width(leaf) for leaf in leaves.values()))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        stream.write(folder / "result", released, made.leaves)
+        stream.write(folder / "result", released, leaves, fresh)
     except (OSError, ValueError) as error:  # what the file system or tensorstore says of it
         shutil.rmtree(folder)
         raise InputError(f"{folder}: the import could not be written and was removed ({error})") from None
-    # Code, tokenizer and processor files belong to the checkpoint: an export without them cannot be loaded elsewhere.
-    files = [path.name for path in sorted(args.checkpoint.iterdir()) if path.is_file() and not path.name.endswith((".safetensors", INDEX))]
-    (folder / FILES).mkdir(exist_ok=True)
-    for name in files:
-        shutil.copyfile(args.checkpoint / name, folder / FILES / name)
+
+
+def _keep_files(checkpoint: pathlib.Path, workdir: pathlib.Path, folder: pathlib.Path) -> list[str]:
+    """Copies what a checkpoint holds besides tensors: without its code, tokenizer and processor an export cannot be loaded elsewhere."""
+    files, own = [], (workdir if checkpoint.absolute() in workdir.absolute().parents else folder).absolute()
+    for path in sorted(checkpoint.rglob("*")):
+        name = path.relative_to(checkpoint)
+        hidden = any(part.startswith(".") for part in name.parts[:-1])  # what download tools keep for themselves
+        foreign = hidden or own in path.absolute().parents or path.name.endswith((".safetensors", INDEX))
+        if path.is_file() and not foreign:
+            (folder / FILES / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / FILES / name)
+            files.append(name.as_posix())
+    return files
+
+
+def _finish(folder: pathlib.Path, released: Released, leaves: Mapping[str, plan.Leaf], record: dict) -> None:
+    """Makes the stage a finished one and says what it holds."""
     identity = _identity(released)
-    record = {
-        "identity": identity, "stage": STAGE, "source": str(args.checkpoint), "parts": args.parts, "files": files, "jax": jax.__version__,
-        "model": made.config.to_dict() if made.config else None, "vocabulary": dataclasses.asdict(made.vocabulary) if made.vocabulary else None,
-        "joint_rows": made.config and released.config()["vocab_size"], "projections": made.projections,
-    }  # fmt: skip
-    checkpoint_lib.write_record(folder, record)
-    count = sum(len(leaf.pieces) for leaf in made.leaves.values())
-    print(f"{count} tensors of {args.checkpoint} in {len(made.leaves)} arrays of {folder}; identity {identity}")
-    return 0
+    own = {"identity": identity, "stage": folder.name, "source": str(released.folder), "jax": jax.__version__}
+    checkpoint_lib.write_record(folder, own | record)
+    count = len(by_name(leaf.pieces for leaf in leaves.values()))
+    print(f"{count} tensors of {released.folder} in {len(leaves)} arrays of {folder}; identity {identity}")
 
 
 def _room(workdir: pathlib.Path, needed: int) -> None:
@@ -96,7 +147,7 @@ def export(args: argparse.Namespace) -> int:
     leaves = plan.remember(record, {path: shape for path, (shape, _) in stored[STAGE].shapes.items()})
     stored[args.stage] = stored[STAGE] if args.stage == STAGE else stream.Stored(source / "result")
     lost = sorted(path for path in stored[args.stage].shapes if path.startswith("params/") and path not in leaves)
-    lost = [path for path in lost if path.split("/")[1] in plan.PARTS]
+    lost = [path for path in lost if path.split("/")[1] in plan.PARTS and not path.startswith(plan.FEATURE_DECODER)]
     if lost:
         raise InputError(f"stage {args.stage!r} trained {lost[0]}, which the import {origin} does not hold; import that part too")
     holder = {path: args.stage if path in stored[args.stage].shapes else STAGE for path in leaves}
@@ -104,27 +155,32 @@ def export(args: argparse.Namespace) -> int:
         found = stored[holder[path]].shapes[path][0]
         if found != leaf.shape:
             raise InputError(f"stage {args.stage!r}: {path} has shape {list(found)}, the import had {list(leaf.shape)}")
-    dtypes = {path: stored[STAGE].shapes[path][1] for path in leaves}
-    tensors = {piece.name: (piece.shape, dtypes[path]) for path, leaf in leaves.items() for piece in leaf.pieces}
+    pieces = by_name(leaf.pieces for leaf in leaves.values())
+    pieces = {name: pieces[name] for name in sorted(pieces, key=apart)}  # a file of its own in one go
+    tensors = {name: (parts[0].shape, stored[STAGE].shapes[parts[0].path][1]) for name, parts in pieces.items()}
     writer = Writer(args.out, tensors, int(args.shard_gb * 10**9))
-    for path, leaf in leaves.items():
-        for name, array in stream.released_tensors(stored[holder[path]], leaf):
-            writer.add(name, array.astype(dtypes[path], copy=False))
+    for name, parts in pieces.items():
+        array = stream.released_tensor({piece.path: stored[holder[piece.path]] for piece in parts}, parts)
+        writer.add(name, array.astype(tensors[name][1], copy=False))
     for name in record["files"]:
+        (writer.folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(origin / FILES / name, writer.folder / name)
     writer.finish()
     print(f"{len(tensors)} tensors in {len(writer.groups)} shards of {args.out}")
+    print("".join(f"WARNING: of the import: {note}\n" for note in record["notes"]), end="")
     return 0
 
 
 def verify(args: argparse.Namespace) -> int:
     """Accounts for every tensor of a checkpoint, and compares it with another one's bits."""
     released = Released(args.checkpoint)
-    made = plan.make(released, tuple(filter(None, args.parts.split(","))))
+    made = plan.make(released, _parts(args))
     plan.check_codes(released, made)
-    families = collections.Counter(path.split("/")[1] for path, leaf in made.leaves.items() for _ in leaf.pieces)
+    names = by_name(leaf.pieces for leaf in made.leaves.values())
+    families = collections.Counter(parts[0].path.split("/")[1] for parts in names.values())
     for family, count in sorted(families.items()):
         print(f"{family:<20} {count:>6} tensors")
+    print("".join(f"WARNING: {line}\n" for line in plan.unequal_copies(released, made)), end="")
     if args.against is None:
         return 0
     other, different = Released(args.against), []
@@ -135,7 +191,7 @@ def verify(args: argparse.Namespace) -> int:
             different.append(f"{name}: only in {args.checkpoint if theirs is None else args.against}")
         elif (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
             different.append(f"{name}: {ours.dtype} {list(ours.shape)} and {theirs.dtype} {list(theirs.shape)}")
-        elif not _same_bits(released, other, name):
+        elif not same_bits(released, name, other, name):
             different.append(f"{name}: other values")
     print("\n".join(different[:20]) if different else f"all {len(names)} tensors are equal, bit by bit")
     if len(different) > 20:
@@ -143,38 +199,31 @@ def verify(args: argparse.Namespace) -> int:
     return 1 if different else 0
 
 
-def _same_bits(one: Released, two: Released, name: str) -> bool:
-    """Compares as bytes, so that a NaN equals itself, and in blocks of the first axis."""
-    tensor = one.tensors[name]
-    with one.open(tensor.shard) as a, two.open(two.tensors[name].shard) as b:
-        if not tensor.shape:
-            return a.get_tensor(name).tobytes() == b.get_tensor(name).tobytes()
-        rows = max(1, BLOCK_BYTES * tensor.shape[0] // max(1, tensor.nbytes))
-        left, right = a.get_slice(name), b.get_slice(name)
-        blocks = [(start, min(start + rows, tensor.shape[0])) for start in range(0, tensor.shape[0], rows)]
-        return all(left[i:j].tobytes() == right[i:j].tobytes() for i, j in blocks)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs one of the commands."""
-    parser = argparse.ArgumentParser(prog="python -m tools.convert", description=__doc__.splitlines()[0])
+    whole = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tools.convert", description=__doc__, formatter_class=whole)
     commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("import")
+    one = commands.add_parser("import", help="a released checkpoint -> W/released")
     one.add_argument("--checkpoint", type=pathlib.Path, required=True)
     one.add_argument("--workdir", type=pathlib.Path, required=True)
     one.add_argument("--parts", default="", help=f"comma list of {', '.join(plan.PARTS)}; default all")
     one.set_defaults(run=import_)
-    one = commands.add_parser("export")
+    one = commands.add_parser("export", help="a stage -> released names")
     one.add_argument("--workdir", type=pathlib.Path, required=True)
     one.add_argument("--stage", default=STAGE)
     one.add_argument("--out", type=pathlib.Path, required=True)
     one.add_argument("--shard-gb", type=float, default=SHARD_BYTES / 10**9)
     one.set_defaults(run=export)
-    one = commands.add_parser("verify")
+    one = commands.add_parser("verify", help="accounts for every tensor, or compares two checkpoints")
     one.add_argument("--checkpoint", type=pathlib.Path, required=True)
     one.add_argument("--against", type=pathlib.Path)
     one.add_argument("--parts", default="", help="what the checkpoint holds, if not everything")
     one.set_defaults(run=verify)
+    one = commands.add_parser("qwen-vision", help="a Qwen2.5-VL vision tower -> W/qwen_vision")
+    one.add_argument("--checkpoint", type=pathlib.Path, required=True)
+    one.add_argument("--workdir", type=pathlib.Path, required=True)
+    one.set_defaults(run=qwen_vision)
     args = parser.parse_args(argv)
     return args.run(args)
 

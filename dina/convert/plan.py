@@ -1,7 +1,7 @@
 """What a released checkpoint becomes: our model's settings from its config.json and shapes, and every tensor's place.
 
-The language side has tables of its own (language.py). Families that are not read into our parameters yet (the tokenizers;
-visual.py is the first one's table) and released tensors that the model does not use are carried along as they are, under 'carried', so that nothing is lost on the way back.
+The language side (language.py) and the visual tokenizer with its detokenizers (visual.py) have tables. The audio tokenizer
+and released tensors that no model uses are carried along as they are, under 'carried', so that nothing is lost on the way back.
 """
 
 from __future__ import annotations
@@ -19,20 +19,26 @@ import numpy as np
 
 from dina import model as model_lib
 from dina.config import InputError, check_name
-from dina.convert import hf, language
-from dina.convert.released import DTYPES, FLOATS, Released, Tensor
-from dina.convert.rules import Piece, by_path, check_fit, pieces
+from dina.convert import hf, hf_visual, language
+from dina.convert.hf_visual import shape_of
+from dina.convert.released import DTYPES, FLOATS, Released, Tensor, apart, same_bits
+from dina.convert.rules import Piece, by_name, by_path, check_fit, least_shape, pieces
 from dina.grammar.vocabulary import RELEASED_SPECIALS, Vocabulary, released
 from dina.optim import flatten
+from dina.vision import tokenizer
 
-FAMILIES = {"visual_tokenizer": "model.visual_tokenizer.", "audio_tokenizer": "model.audio_tokenizer."}
+# What is carried along whatever it is: how names begin -> part. The detokenizers' file repeats the vision transformer, which
+# nobody reads; a refiner without a projection of its condition stores a placeholder.
+CARRIED = {"model.audio_tokenizer.": "audio_tokenizer", "visual_model.": "vision_copy", "image_refiner.cond_proj._dummy": "refiner"}
+BESIDE = ("pixel_decoder", "refiner", "vision_copy")  # parts of the detokenizers' file, which a checkpoint may lack
 HEADS = ("visual_head", "audio_head")
-PRE_BUFFER = "model.visual_tokenizer.visual_embedding_layer."
 PROJECTIONS = ("hidden_proj", "hidden_in_proj")
 # Tensors of the release by family (backbone.md §1.5), asserted where config.json has its numbers.
 RELEASED_SIZES = {"hidden_size": 3072, "num_layers": 14, "n_routed_experts": 256, "vocab_size": 282624}
-RELEASED_COUNTS = {"model.audio_tokenizer.": 1740, "model.visual_tokenizer.": 425, "visual_head.": 71, "audio_head.": 71, "": 11143}
-PARTS = (*model_lib.PARTS, *FAMILIES)
+RELEASED_COUNTS = {"model.audio_tokenizer.": 1740, "model.visual_tokenizer.": 425, "visual_head.": 71, "audio_head.": 71,
+                   "image_decoder.": 558, "image_refiner.": 828, "visual_model.": 385, "": 11143}  # fmt: skip
+PARTS = (*model_lib.PARTS, *hf_visual.PARTS, "audio_tokenizer", "vision_copy")
+FEATURE_DECODER = "params/vision_quantizer/feature_decoder/"  # ours alone
 JOINT = "model.embed_tokens.weight"
 HEAD_SIZE = 128  # of a depth head's attention (backbone.md §4)
 CLASS_MULTIPLE = 128  # stored classes of a level, as DESIGN §4.12 pads everything that a mesh may cut
@@ -52,13 +58,14 @@ class Plan:
     """What a checkpoint becomes.
 
     Settings and vocabulary are None without any language part; `projections` is what the checkpoint calls the first matrix
-    of each depth head.
+    of each depth head. `vision` are the settings of hf_visual.py, {} without any visual part.
     """
 
     leaves: dict[str, Leaf]
     config: ml_collections.ConfigDict | None
     vocabulary: Vocabulary | None
     projections: dict[str, str]
+    vision: dict[str, Any]
 
 
 def model_config(c: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: Collection[str] = PARTS):
@@ -95,11 +102,11 @@ def model_config(c: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: Col
 
 
 def _head(name: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[int, ...]]:
-    width = _shape(tensors, f"{name}.{_projection(name, tensors)}.weight")[0]
+    width = shape_of(tensors, f"{name}.{_projection(name, tensors)}.weight")[0]
     layers, levels = (_count(name, tensors, rule) for rule in (r"transformer_layers\.(\d+)\..*", r"heads\.(\d+)\..*"))
-    hidden = _shape(tensors, f"{name}.transformer_layers.0.linear1.weight")[0]
+    hidden = shape_of(tensors, f"{name}.transformer_layers.0.linear1.weight")[0]
     head = {"width": width, "layers": layers, "heads": width // HEAD_SIZE, "ffn_scale": hidden // width, "class_multiple": CLASS_MULTIPLE}
-    return head, tuple(_shape(tensors, f"{name}.heads.{i}.bias")[0] - 1 for i in range(levels))
+    return head, tuple(shape_of(tensors, f"{name}.heads.{i}.bias")[0] - 1 for i in range(levels))
 
 
 def _count(name: str, tensors: Mapping[str, Tensor], rule: str) -> int:
@@ -119,12 +126,6 @@ def _some_specials(count: int) -> tuple[str, ...]:
     if not 35 <= count <= len(RELEASED_SPECIALS):
         raise InputError(f"released config: {count} special tokens; the released model has {len(RELEASED_SPECIALS)}")
     return RELEASED_SPECIALS[len(RELEASED_SPECIALS) - count :]
-
-
-def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    if name not in tensors:
-        raise InputError(f"released checkpoint: tensor {name} is missing, and with it a size of the model")
-    return tensors[name].shape
 
 
 def tables(model: model_lib.Model, joint_rows: int, projections: Mapping[str, str]) -> list[tuple]:
@@ -155,17 +156,25 @@ def make(checkpoint: Released, parts: Collection[str] = ()) -> Plan:
     """
     for part in parts:
         check_name(part, PARTS, "part of a released checkpoint")
-    kept, leaves, config, vocabulary = set(parts or PARTS), {}, None, None
+    kept = set(parts or PARTS) - set(() if parts or has_detokenizers(checkpoint) else BESIDE)
+    leaves, config, vocabulary = {}, None, None
     projections = {name: _projection(name, checkpoint.tensors) for name in HEADS}
     if kept & set(model_lib.PARTS):
         config, vocabulary = model_config(checkpoint.config(), checkpoint.tensors, kept)
         leaves = _language(checkpoint.config()["vocab_size"], config, vocabulary, projections)
+    vision = hf_visual.settings(checkpoint, kept)
+    leaves |= _visual(vision)
     named = {piece.name for leaf in leaves.values() for piece in leaf.pieces}
     unnamed = {name: tensor.shape for name, tensor in checkpoint.tensors.items() if name not in named}
     leaves |= {leaf.path: leaf for leaf in map(_verbatim, unnamed, unnamed.values()) if leaf}
     leaves = {path: leaf for path, leaf in leaves.items() if path.split("/")[1] in kept}
-    _account(checkpoint, leaves, whole=not parts)
-    return Plan(leaves, config, vocabulary, projections)
+    account(checkpoint, leaves, () if parts else checkpoint.tensors, () if parts else _miscounted(checkpoint))
+    return Plan(leaves, config, vocabulary, projections, vision)
+
+
+def has_detokenizers(checkpoint: Released) -> bool:
+    """Whether the image detokenizers are there."""
+    return any(apart(name) for name in checkpoint.tensors)
 
 
 def remember(record: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Leaf]:
@@ -179,6 +188,9 @@ def remember(record: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     if record["model"] is not None:
         fields = {name: _tuples(value) for name, value in record["vocabulary"].items()}
         leaves = _language(record["joint_rows"], ml_collections.ConfigDict(record["model"]), Vocabulary(**fields), record["projections"])
+    if "vision" not in record:
+        raise InputError("the import's record lacks 'vision'; import the checkpoint again")
+    leaves |= _visual(record["vision"])
     carried = {path.split("/", 2)[2]: shape for path, shape in shapes.items() if path not in leaves}
     leaves |= {leaf.path: leaf for leaf in map(_verbatim, carried, carried.values()) if leaf}
     return {path: leaf for path, leaf in leaves.items() if path in shapes}
@@ -204,14 +216,53 @@ def _language(rows: int, config: ml_collections.ConfigDict, vocabulary: Vocabula
     return leaves
 
 
+def _visual(vision: Mapping[str, Any]) -> dict[str, Leaf]:
+    groups = by_path(piece for table in hf_visual.tables(vision) for piece in pieces(*table)) if vision else {}
+    return {path: Leaf(path, least_shape(group), tuple(group)) for path, group in groups.items()}
+
+
+def feature_decoder(vision: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The quantizer's light decoder by path, started as a stage would, for a release has none; {} without quantizer."""
+    if "quantizer" not in vision:
+        return {}
+    sizes = vision["feature_decoder"]
+    module = tokenizer.FeatureDecoder(sizes["width"], sizes["layers"], vision["bridge"]["out_dim"], parent=None)
+    params = _start(module, np.zeros((1, vision["quantizer"]["dim"]), np.float32))
+    return {FEATURE_DECODER + path: np.asarray(leaf) for path, leaf in flatten(params).items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(module: tokenizer.FeatureDecoder, q_ND: np.ndarray):
+    return module.init(jax.random.key(0), q_ND)["params"]
+
+
 def _verbatim(name: str, shape: tuple[int, ...]) -> Leaf | None:
-    """A tensor of a family that has no table yet, unchanged; None for any other."""
-    family = next((family for family, prefix in FAMILIES.items() if name.startswith(prefix)), None)
-    if family is None or name.startswith(PRE_BUFFER):  # that block stands under the tokenizer's name but is part of `embed`
+    """A tensor that is carried along as it is; None for any other."""
+    part = next((part for start, part in CARRIED.items() if name.startswith(start)), None)
+    if part is None:
         return None
-    path, dims = f"carried/{family}/{name}", [f"a{i}" for i in range(len(shape))]
+    path, dims = f"carried/{part}/{name}", [f"a{i}" for i in range(len(shape))]
     axes = f"{' '.join(dims)} -> {' '.join(dims)}"
     return Leaf(path, shape, (Piece(name, shape, path, (), 0, shape, axes, dict(zip(dims, shape, strict=True)), False),))
+
+
+def unequal_copies(checkpoint: Released, made: Plan) -> list[str]:
+    """One line per tensor that is stored several times, with other values in one of the copies.
+
+    A shared codebook is one module under the names of all levels (tokenizers.md A.4); a loader that assigns one after the
+    other is left with the last.
+    """
+    lines: dict[str, str] = {}
+    for leaf in made.leaves.values():
+        copied = [piece.name for piece in leaf.pieces] if any(piece.copy for piece in leaf.pieces) else []
+        if not copied or copied[-1] in lines:
+            continue
+        other = [name for name in copied[:-1] if not same_bits(checkpoint, name, checkpoint, copied[-1])]
+        lines[copied[-1]] = other and (
+            f"{len(copied)} copies of one tensor are stored, and {', '.join(other)} differ from {copied[-1]}: "
+            "that one is kept, as by a loader that assigns one after the other; an export writes it under all these names"
+        )
+    return [line for line in lines.values() if line]
 
 
 def check_codes(checkpoint: Released, made: Plan) -> None:
@@ -229,15 +280,18 @@ def check_codes(checkpoint: Released, made: Plan) -> None:
                 raise InputError(f"{checkpoint.folder / shard}: {JOINT} has zeros in every row looked at of {where}: they were never loaded")
 
 
-def _account(checkpoint: Released, leaves: Mapping[str, Leaf], whole: bool) -> None:
-    wanted = {piece.name: piece for leaf in leaves.values() for piece in leaf.pieces}
-    problems = [f"missing {name} {list(wanted[name].shape)}" for name in sorted(set(wanted) - set(checkpoint.tensors))]
-    if whole:
-        problems += _miscounted(checkpoint)
-        problems += [f"unknown {name} in {checkpoint.tensors[name].shard}" for name in sorted(set(checkpoint.tensors) - set(wanted))]
+def account(checkpoint: Released, leaves: Mapping[str, Leaf], known: Collection[str], problems: Collection[str] = ()) -> None:
+    """Raises InputError listing what is wrong, `problems` among it: a tensor that is missing, or has another shape or dtype.
+
+    Each of `known` must have a place, else it is unknown.
+    """
+    wanted = {name: parts[0] for name, parts in by_name(leaf.pieces for leaf in leaves.values()).items()}
+    missing = [f"missing {name} {list(wanted[name].shape)}" for name in sorted(set(wanted) - set(checkpoint.tensors))]
+    problems = [*missing, *problems]
+    problems += [f"unknown {name} in {checkpoint.tensors[name].shard}" for name in sorted(set(known) - set(wanted))]
     for name in sorted(set(wanted) & set(checkpoint.tensors)):
         tensor, piece = checkpoint.tensors[name], wanted[name]
-        allowed = DTYPES if piece.path.startswith("carried/") else FLOATS
+        allowed = DTYPES if piece.path.startswith("carried/") and piece.part is None else FLOATS
         if tensor.dtype not in allowed:
             problems.append(f"{name} in {tensor.shard} has dtype {tensor.dtype}; known here: {', '.join(allowed)}")
         if tensor.shape != piece.shape:
@@ -262,5 +316,6 @@ def _miscounted(checkpoint: Released) -> list[str]:
     if any(config.get(name) != value for name, value in RELEASED_SIZES.items()):
         return []
     counts = collections.Counter(next(p for p in RELEASED_COUNTS if name.startswith(p)) for name in checkpoint.tensors)
+    expected = RELEASED_COUNTS if has_detokenizers(checkpoint) else {p: count for p, count in RELEASED_COUNTS.items() if not apart(p)}
     return [f"{counts[prefix]} tensors of {prefix or 'trunk and embeddings'}, the release has {count}"
-            for prefix, count in RELEASED_COUNTS.items() if counts[prefix] != count]
+            for prefix, count in expected.items() if counts[prefix] != count]

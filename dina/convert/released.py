@@ -1,7 +1,8 @@
 """A folder of safetensors shards with an index, as model hubs store checkpoints: read tensor by tensor, written tensor by tensor.
 
 Shards are memory-mapped one at a time and closed before the next is opened, so a process holds little more than the
-tensor at hand. Source of the layout: reference/backbone.md §1.5.
+tensor at hand. The image detokenizers stand beside the index in a file of their own, which is one more shard here.
+Source of the layout: reference/backbone.md §1.5, tokenizers.md section 0.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from dina.config import InputError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+# What no index names: file -> how its tensors' names begin.
+APART = {"image_decoder/image_decoder.safetensors": ("image_decoder.", "image_refiner.", "visual_model.")}
+BLOCK_BYTES = 64 * 2**20  # compared at once
 FLOATS = {"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 # What tensors that are only carried along may be besides (buffers of the tokenizers).
 DTYPES = FLOATS | {"I64": np.dtype(np.int64), "I32": np.dtype(np.int32), "I16": np.dtype(np.int16), "I8": np.dtype(np.int8),
@@ -56,12 +60,19 @@ class Released:
     """A checkpoint folder.
 
     Raises InputError naming the file (and tensor): no index, an index that is no index, a missing or truncated shard, a
-    tensor that the index names and its shard lacks, or one that a shard holds and the index lacks.
+    tensor that the index names and its shard lacks, one that a shard holds and the index lacks, or one in two files.
     """
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
-        listed = _index(folder)
+        beside = [name for name in APART if (folder / name).exists()]
+        listed = _index(folder, bool(beside))
+        for name in beside:
+            own = dict.fromkeys(_names(folder / name), name)
+            twice = sorted(listed.keys() & own)
+            if twice:
+                raise InputError(f"{folder}: tensor {twice[0]} is in {listed[twice[0]]} and in {name}")
+            listed |= own
         self.shards = tuple(sorted(set(listed.values())))
         self.tensors: dict[str, Tensor] = {}
         for shard in self.shards:
@@ -103,7 +114,23 @@ class Released:
 
     def config(self) -> dict:
         """Its config.json. Raises InputError if that is missing or no JSON."""
-        return _json(self.folder / "config.json")
+        return self.read_json("config.json")
+
+    def read_json(self, name: str) -> dict:
+        """One of its JSON files. Raises InputError if that is missing or no JSON."""
+        return _json(self.folder / name)
+
+
+def same_bits(one: Released, name: str, two: Released, other: str) -> bool:
+    """Whether two tensors of one shape and type are equal as bytes (a NaN equals itself), read in blocks of the first axis."""
+    tensor = one.tensors[name]
+    with one.open(tensor.shard) as a, two.open(two.tensors[other].shard) as b:
+        if not tensor.shape:
+            return a.get_tensor(name).tobytes() == b.get_tensor(other).tobytes()
+        rows = max(1, BLOCK_BYTES * tensor.shape[0] // max(1, tensor.nbytes))
+        left, right = a.get_slice(name), b.get_slice(other)
+        blocks = [(start, min(start + rows, tensor.shape[0])) for start in range(0, tensor.shape[0], rows)]
+        return all(left[i:j].tobytes() == right[i:j].tobytes() for i, j in blocks)
 
 
 def _json(path: pathlib.Path) -> dict:
@@ -115,21 +142,31 @@ def _json(path: pathlib.Path) -> dict:
         raise InputError(f"{path} is no JSON ({error})") from None
 
 
-def _index(folder: pathlib.Path) -> dict[str, str]:
-    """Tensor name -> shard."""
+def _index(folder: pathlib.Path, others: bool) -> dict[str, str]:
+    """Tensor name -> shard; with `others`, files without an index, there may be none."""
     if (folder / INDEX).exists():
         listed = _json(folder / INDEX).get("weight_map")
         if not isinstance(listed, dict) or not listed:
             raise InputError(f"{folder / INDEX} has no weight_map")
         return listed
-    single = folder / SINGLE
-    if not single.exists():
+    if not (folder / SINGLE).exists():
+        if others:
+            return {}
         raise InputError(f"{folder} holds neither {INDEX} nor {SINGLE}")
+    return dict.fromkeys(_names(folder / SINGLE), SINGLE)
+
+
+def _names(path: pathlib.Path) -> list[str]:
     try:
-        with safetensors.safe_open(single, "numpy") as file:
-            return {name: SINGLE for name in file.keys()}
-    except Exception as error:
-        raise InputError(f"{single} is truncated or no safetensors file ({error})") from None
+        with safetensors.safe_open(path, "numpy") as file:
+            return list(file.keys())
+    except Exception as error:  # the reader's own error type, or what the system says
+        raise InputError(f"{path} is truncated or no safetensors file ({error})") from None
+
+
+def apart(name: str) -> str:
+    """The file without an index that a tensor of this name stands in; '' for any other tensor."""
+    return next((file for file, starts in APART.items() if name.startswith(starts)), "")
 
 
 class Writer:
@@ -140,7 +177,8 @@ class Writer:
 
     Args:
         folder: must not exist, or be empty.
-        tensors: name -> (shape, dtype as numpy has it), in the order in which `add` will give them.
+        tensors: name -> (shape, dtype as numpy has it), in the order in which `add` will give them: those of a file of
+            `APART` beside each other.
         shard_bytes: a shard is closed before it grows beyond this.
     """
 
@@ -156,14 +194,17 @@ class Writer:
 
     def shard_name(self, number: int) -> str:
         """File name of shard `number`, from 0."""
-        return f"model-{number + 1:05d}-of-{len(self.groups):05d}.safetensors"
+        own = [i for i, group in enumerate(self.groups) if not apart(group[0])]
+        return apart(self.groups[number][0]) or f"model-{own.index(number) + 1:05d}-of-{len(own):05d}.safetensors"
 
     def add(self, name: str, array: np.ndarray) -> None:
         """The next tensor. Raises ValueError if it is not the expected one or has another shape or dtype."""
         if not self._left:
             self._number = self._opens[name]
             self._left = list(self.groups[self._number])
-            self._file = (self.folder / self.shard_name(self._number)).open("wb")
+            path = self.folder / self.shard_name(self._number)
+            path.parent.mkdir(exist_ok=True)
+            self._file = path.open("wb")
             self._file.write(_header({n: self.tensors[n] for n in self._left}))
         shape, dtype = self.tensors[name]
         if self._left[0] != name or tuple(array.shape) != tuple(shape) or array.dtype != dtype:
@@ -181,19 +222,21 @@ class Writer:
         missing = [group[0] for i, group in enumerate(self.groups) if i not in self._done]
         if missing:
             raise ValueError(f"{len(missing)} shards were not written, first that of {missing[0]}")
-        total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.tensors.values())
-        listed = {name: self.shard_name(i) for i, group in enumerate(self.groups) for name in group}
-        (self.folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": listed}, indent=1))
+        listed = {name: self.shard_name(i) for i, group in enumerate(self.groups) for name in group if not apart(name)}
+        total = sum(math.prod(self.tensors[name][0]) * self.tensors[name][1].itemsize for name in listed)
+        if listed:
+            (self.folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": listed}, indent=1))
         if self.final.exists():
             self.final.rmdir()
         self.folder.rename(self.final)
 
 
 def _group(tensors: dict[str, tuple[tuple[int, ...], np.dtype]], limit: int) -> list[list[str]]:
-    groups, size = [[]], 0
+    groups, size = [], 0
     for name, (shape, dtype) in tensors.items():
-        nbytes = math.prod(shape) * dtype.itemsize
-        if groups[-1] and size + nbytes > limit:
+        nbytes, file = math.prod(shape) * dtype.itemsize, apart(name)
+        full = size + nbytes > limit and not file  # a file of its own is one whatever its size
+        if not groups or full or file != apart(groups[-1][0]):
             groups.append([])
             size = 0
         groups[-1].append(name)

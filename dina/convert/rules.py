@@ -66,7 +66,7 @@ class Piece:
         sizes: sizes of the pattern's dimensions.
         exact: fp32 in the released checkpoint.
         part: first and last + 1 of the released rows that lie here; None: all.
-        copy: whether another piece has filled the region with the same values.
+        copy: whether another piece before it has filled the region, with the same values if the copies are what they should be.
     """
 
     name: str
@@ -91,9 +91,11 @@ class Piece:
 
     def to_ours(self, released: np.ndarray) -> np.ndarray:
         """The region's content, a view where the layout allows it."""
-        if self.part:
-            released = released[slice(*self.part)]
-        return einops.rearrange(released, self.axes, **self._factors()) if self.shape else released
+        return self.arrange(released[slice(*self.part)] if self.part else released)
+
+    def arrange(self, rows: np.ndarray) -> np.ndarray:
+        """The same of the released rows that lie here."""
+        return einops.rearrange(rows, self.axes, **self._factors()) if self.shape else rows
 
     def to_theirs(self, region: np.ndarray) -> np.ndarray:
         """The released tensor of a region, or its part."""
@@ -153,6 +155,19 @@ def _choose(value: int | tuple[int, ...], index: int) -> int:
     return value
 
 
+def by_name(groups: Iterable[Sequence[Piece]]) -> dict[str, list[Piece]]:
+    """Pieces of each released tensor, several where it was cut."""
+    found: dict[str, list[Piece]] = {}
+    for piece in itertools.chain.from_iterable(groups):
+        found.setdefault(piece.name, []).append(piece)
+    return found
+
+
+def sources(group: Sequence[Piece]) -> list[Piece]:
+    """The pieces that fill one of our tensors: of several copies the last, whose values a loader is left with."""
+    return list({(piece.index, piece.start): piece for piece in group}.values())
+
+
 def by_path(pieces_: Iterable[Piece]) -> dict[str, list[Piece]]:
     """Pieces of each of our tensors. Raises InputError where two rules claim one released tensor."""
     found: dict[str, list[Piece]] = {}
@@ -196,16 +211,16 @@ def assemble(group: Sequence[Piece], read, shape: Sequence[int], dtype) -> np.nd
     return out
 
 
+def join(parts: Sequence[Piece], region) -> np.ndarray:
+    """One released tensor from its pieces; `region`: piece -> its content in ours."""
+    if parts[0].part is None:
+        return parts[0].to_theirs(region(parts[0]))
+    return np.concatenate([piece.to_theirs(region(piece)) for piece in sorted(parts, key=lambda piece: piece.part)])
+
+
 def disassemble(groups: Mapping[str, Sequence[Piece]], ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Released tensors by name from ours by path; the parts of one that was cut are joined."""
-    out: dict[str, np.ndarray] = {}
-    for piece in (piece for group in groups.values() for piece in group):
-        content = piece.to_theirs(ours[piece.path][piece.slices])
-        if piece.part is None:
-            out[piece.name] = content
-        else:
-            out.setdefault(piece.name, np.zeros(piece.shape, content.dtype))[slice(*piece.part)] = content
-    return out
+    """Released tensors by name from ours by path."""
+    return {name: join(parts, lambda piece: ours[piece.path][piece.slices]) for name, parts in by_name(groups.values()).items()}
 
 
 def assemble_all(

@@ -15,6 +15,8 @@ import ml_collections
 
 from dina import checkpoint, grammar
 from dina.config import InputError
+from dina.convert import hf_visual
+from dina.convert.stream import Stored
 from dina.text import released
 
 # What weights mean besides their shapes, by the part that they belong to: dotted keys of config.model.
@@ -61,8 +63,47 @@ def apply(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     config.imports = ml_collections.ConfigDict({folder.name: record["identity"]})
 
 
+def apply_vision(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+    """Gives an experiment the visual side of an import.
+
+    Args:
+        config: gets, in `vision`, the sections of the imported parts and the sizes at which the release reads images, and the
+            import's identity in `imports`. `vision.pack` and what is no property of the weights stay.
+        folder: `<workdir>/released` or `<workdir>/qwen_vision`, as tools.convert made it.
+
+    Raises:
+        InputError: no import, or one without a visual part.
+    """
+    record = checkpoint.finished(folder)
+    if record is None or not _at(record, "vision"):
+        raise InputError(f"{folder} holds no imported visual part; `python -m tools.convert import` or `qwen-vision` makes it")
+    hf_visual.update(config.vision, record["vision"])
+    with config.unlocked():
+        config.imports = ml_collections.ConfigDict({**config.get("imports", {}), folder.name: record["identity"]})
+
+
 def _section(config, name: str):
     return config[name] if name else config
+
+
+def load(config: ml_collections.ConfigDict, folder: pathlib.Path, parts: Collection[str]) -> dict[str, dict]:
+    """Those of `parts` that an import holds, as host arrays: {'params': {part: tree}, 'stats': {part: tree}}.
+
+    Args:
+        config: the experiment; names the import in `imports`.
+        folder: of the import.
+        parts: part names; nothing else is read, however large the import is.
+
+    Raises:
+        InputError: no import, another one than the experiment names, or weights that mean something else in this experiment.
+    """
+    record = checkpoint.finished(folder, config.imports[folder.name])
+    if record is None:
+        raise InputError(f"{folder} holds no import; `python -m tools.convert import` makes it")
+    there = {tuple(path.split("/")[:2]) for path in Stored(folder / "result").shapes}
+    held = {kind: [part for part in parts if (kind, part) in there] for kind in ("params", "stats")}
+    check(record, config, held["params"], str(folder))
+    return checkpoint.result(folder, held)
 
 
 def check(record: Mapping[str, Any], config: ml_collections.ConfigDict, parts: Collection[str], where: str) -> None:
@@ -74,6 +115,13 @@ def check(record: Mapping[str, Any], config: ml_collections.ConfigDict, parts: C
         parts: what is taken over.
         where: names the import in errors.
     """
+    vision = _at(record, "vision")
+    for part in parts:
+        if part == "refiner" and "refiner" in vision:
+            raise InputError(f"{where}/{part}: it works in a latent space that no stage trains in; dina.vision.refine samples with it")
+        differs = hf_visual.differs(vision, config.vision, part) if part in hf_visual.SECTIONS else ""
+        if differs:
+            raise InputError(f"{where}/{part}: {differs}")
     if not record["model"]:
         return
     for part in parts:

@@ -24,7 +24,7 @@ from orbax.checkpoint import type_handlers
 from dina.config import InputError
 from dina.convert.plan import Leaf
 from dina.convert.released import Released, Tensor
-from dina.convert.rules import Piece, check_shape
+from dina.convert.rules import Piece, join, sources
 from dina.optim import flatten, unflatten
 
 BLOCK_BYTES = 64 * 2**20  # a released tensor larger than this is copied in blocks of its first axis
@@ -79,34 +79,37 @@ class _Handler(type_handlers.NumpyHandler):
         return [ocp.future.CommitFutureAwaitingContractedSignals(work, name="released")]
 
     async def _background_serialize(self, values, infos, args=None):
-        targets: dict[str, tuple[Piece, Any, Placeholder]] = {}
-        stores: list[tuple[Placeholder, Any]] = []
-        for value, info, arg in zip(values, infos, args, strict=True):
-            await info.await_path_creation()
-            spec = type_handlers.get_json_tspec_write(
-                info, use_ocdbt=info.is_ocdbt_checkpoint, global_shape=value.shape, local_shape=value.chunk, dtype=value.dtype,
-                process_index=0 if info.is_ocdbt_checkpoint else None, arg=arg,
-            )  # fmt: skip
-            store = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
-            stores.append((value, store))
-            for piece in value.leaf.pieces:
-                targets[piece.name] = (piece, store, value)
+        stores = await asyncio.gather(*map(_created, values, infos, args))
+        targets: dict[str, list[tuple[Piece, Any, Placeholder]]] = {}
+        for value, store in zip(values, stores, strict=True):
+            for piece in sources(value.leaf.pieces):
+                targets.setdefault(piece.name, []).append((piece, store, value))
         for shard in self.checkpoint.shards:
             wanted = [tensor for tensor in self.checkpoint.in_shard(shard) if tensor.name in targets]
             if not wanted:
                 continue
             with self.checkpoint.open(shard) as file:
                 pending: list[Any] = []
-                for tensor in wanted:
-                    for region, array in _regions(targets[tensor.name], tensor, file):
-                        pending.append(targets[tensor.name][1][region].write(array))
+                for tensor, (piece, store, value) in ((tensor, target) for tensor in wanted for target in targets[tensor.name]):
+                    for region, array in _regions(piece, value, tensor, file):
+                        pending.append(store[region].write(array))
                         if len(pending) >= IN_FLIGHT:
                             await pending.pop(0)
                 # The arrays are views of the mapped shard, which closes now.
                 await asyncio.gather(*pending)
-        for value, store in stores:
+        for value, store in zip(values, stores, strict=True):
             for region in _untouched(value):
                 await store[region].write(np.zeros(store[region].shape, value.dtype))
+
+
+async def _created(value: Placeholder, info, arg):
+    """The array on disk."""
+    await info.await_path_creation()
+    spec = type_handlers.get_json_tspec_write(
+        info, use_ocdbt=info.is_ocdbt_checkpoint, global_shape=value.shape, local_shape=value.chunk, dtype=value.dtype,
+        process_index=0 if info.is_ocdbt_checkpoint else None, arg=arg,
+    )  # fmt: skip
+    return await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
 
 
 def _untouched(value: Placeholder) -> list[tuple[slice, ...]]:
@@ -119,17 +122,19 @@ def _untouched(value: Placeholder) -> list[tuple[slice, ...]]:
             for at in np.argwhere(~touched).tolist()]
 
 
-def _regions(target, tensor: Tensor, file) -> Iterator[tuple[tuple, np.ndarray]]:
-    """(region of ours, content) of one released tensor; large ones in the blocks that ours is chunked in."""
-    piece, _, value = target
+def _regions(piece: Piece, value: Placeholder, tensor: Tensor, file) -> Iterator[tuple[tuple, np.ndarray]]:
+    """(region of ours, content) of one released tensor or its part; large ones in the blocks that ours is chunked in."""
     rows = value.chunk[len(piece.index)] if tensor.shape else 0
-    if not _same_layout(piece) or piece.start % max(rows, 1) or tensor.shape[0] <= rows:
-        yield piece.slices, in_order(piece.to_ours(check_shape(piece, file.get_tensor(tensor.name))))
+    first, last = piece.part or (0, tensor.shape[0] if tensor.shape else 0)
+    if not _same_layout(piece) or piece.start % max(rows, 1) or last - first <= rows:
+        content = file.get_slice(tensor.name)[first:last] if piece.part else file.get_tensor(tensor.name)
+        yield piece.slices, in_order(piece.arrange(content))
         return
     view = file.get_slice(tensor.name)
-    for start in range(0, tensor.shape[0], rows):
-        stop = min(start + rows, tensor.shape[0])
-        yield (*piece.index, slice(piece.start + start, piece.start + stop)), view[start:stop]
+    for start in range(first, last, rows):
+        stop = min(start + rows, last)
+        at = piece.start + start - first
+        yield (*piece.index, slice(at, at + stop - start)), view[start:stop]
 
 
 def in_order(view: np.ndarray) -> np.ndarray:
@@ -151,14 +156,19 @@ def _same_layout(piece: Piece) -> bool:
     return bool(left) and left == right
 
 
-def write(folder: pathlib.Path, checkpoint: Released, leaves: Mapping[str, Leaf]) -> None:
-    """Saves all leaves as the Orbax tree {'params': …, 'stats': …, 'carried': …}; atomic as any Orbax save."""
+def write(folder: pathlib.Path, checkpoint: Released, leaves: Mapping[str, Leaf], fresh: Mapping[str, np.ndarray]) -> None:
+    """Saves all leaves as the Orbax tree {'params': …, 'stats': …, 'carried': …}; atomic as any Orbax save.
+
+    `fresh`: further arrays by path.
+    """
     tree = {path: Placeholder(leaf, checkpoint.tensors[leaf.pieces[0].name].numpy_dtype) for path, leaf in leaves.items()}
     # Orbax keeps its array metadata only if it knows how to write a jax.Array, though there is none here.
-    registry = type_handlers.create_type_handler_registry((Placeholder, _Handler(checkpoint)), (jax.Array, type_handlers.ArrayHandler()))
+    registry = type_handlers.create_type_handler_registry(
+        (Placeholder, _Handler(checkpoint)), (np.ndarray, type_handlers.NumpyHandler()), (jax.Array, type_handlers.ArrayHandler())
+    )
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
     with ocp.Checkpointer(handler) as writer:
-        writer.save(folder.absolute(), args=ocp.args.PyTreeSave(unflatten(tree)), force=True)
+        writer.save(folder.absolute(), args=ocp.args.PyTreeSave(unflatten(tree | dict(fresh))), force=True)
 
 
 class Stored:
@@ -185,7 +195,6 @@ class Stored:
         return self._open[path][index].read().result()
 
 
-def released_tensors(stored: Stored, leaf: Leaf) -> Iterator[tuple[str, np.ndarray]]:
-    """The released tensors of one of ours, one at a time."""
-    for piece in leaf.pieces:
-        yield piece.name, in_order(piece.to_theirs(stored.region(leaf.path, piece.slices)))
+def released_tensor(stored: Mapping[str, Stored], pieces: list[Piece]) -> np.ndarray:
+    """One released tensor from all its pieces; `stored`: path of ours -> where that is read."""
+    return in_order(join(pieces, lambda piece: stored[piece.path].region(piece.path, piece.slices)))

@@ -41,9 +41,12 @@ def _scale_and_bias(ours: str, theirs: str, width: str) -> list[Rule]:
 
 def encoder(prefix: str = TOKENIZER) -> list[Rule]:
     """Vision transformer and bridge."""
-    vit, model, mine = f"{ENCODER}/vit", f"{prefix}visual_model", f"{ENCODER}/vit/blocks"
-    block = f"{model}.blocks.{{layer}}"
-    bridge, theirs = f"{ENCODER}/bridge", f"{prefix}visual_bridge_model.bridge"
+    return [*tower(f"{prefix}visual_model"), *bridge(f"{prefix}visual_bridge_model.bridge")]
+
+
+def tower(model: str) -> list[Rule]:
+    """The vision transformer under the name `model`; Qwen2.5-VL has the same tensors."""
+    vit, mine, block = f"{ENCODER}/vit", f"{ENCODER}/vit/blocks", f"{model}.blocks.{{layer}}"
     return [
         Rule(f"{vit}/patch_embed/kernel", f"{model}.patch_embed.proj.weight", "d c t y x -> (c t y x) d"),
         *_scale(f"{mine}/norm1", f"{block}.norm1", "d"),
@@ -53,14 +56,18 @@ def encoder(prefix: str = TOKENIZER) -> list[Rule]:
         *_dense(f"{mine}/gate", f"{block}.mlp.gate_proj", "f", "d"),
         *_dense(f"{mine}/up", f"{block}.mlp.up_proj", "f", "d"),
         *_dense(f"{mine}/down", f"{block}.mlp.down_proj", "d", "f"),
-        *_scale(f"{bridge}/ln_q", f"{theirs}.ln_q", "d"),
-        *_dense(f"{bridge}/fc1", f"{theirs}.mlp.0", "m", "m2"),
-        *_dense(f"{bridge}/fc2", f"{theirs}.mlp.2", "z", "m"),
     ]
 
 
+def bridge(name: str) -> list[Rule]:
+    """The bridge; Qwen2.5-VL calls it the merger."""
+    ours = f"{ENCODER}/bridge"
+    return [*_scale(f"{ours}/ln_q", f"{name}.ln_q", "d"), *_dense(f"{ours}/fc1", f"{name}.mlp.0", "m", "m2"),
+            *_dense(f"{ours}/fc2", f"{name}.mlp.2", "z", "m")]  # fmt: skip
+
+
 def encoder_sizes(module: VisionEncoder) -> tuple[dict, dict]:
-    """(counts, sizes) of `encoder`."""
+    """(counts, sizes) of `encoder`, `tower` and `bridge`."""
     d = module.vit.width
     sizes = {"d": d, "d2": d, "q": 3 * d, "f": module.vit.ff, "c": 3, "t": TEMPORAL, "y": PATCH, "x": PATCH}
     return {"layer": module.vit.depth}, sizes | {"m": MERGED * d, "m2": MERGED * d, "z": module.bridge.out_dim}
@@ -131,8 +138,11 @@ def pixel_decoder_sizes(module: PixelDecoder, dim: int) -> tuple[dict, dict]:
     return {"layer": module.depth}, {"w": w, "w2": w, "v": dim, "u": CHILDREN * w, "u2": CHILDREN * w, "f": module.ff, "o": PATCH_DIM}
 
 
-def refiner(module: Refiner, prefix: str = "image_refiner") -> list[Rule]:
-    """The refiner's transformer, with the projection of the code vectors where it has one."""
+def refiner(module: Refiner, prefix: str = "image_refiner", layers: str = "layers") -> list[Rule]:
+    """The refiner's transformer, with the projection of the code vectors where it has one.
+
+    `layers`: some readers of the release call the joint layers `transformer_blocks` (tokenizers.md A.7).
+    """
     ours, theirs = f"{REFINER}/dit", f"{prefix}.base_transformer"
     embed = f"{theirs}.time_caption_embed"
     rules = [
@@ -149,7 +159,7 @@ def refiner(module: Refiner, prefix: str = "image_refiner") -> list[Rule]:
     if module.cond_dim:
         rules += _dense(f"{ours}/cond_proj", f"{prefix}.cond_proj", "p", "v")
     rules += _blocks(f"{ours}/context_refiner", f"{theirs}.context_refiner.{{few}}", "none")
-    for mine, name in (("noise_refiner", "noise_refiner.{few}"), ("ref_refiner", "ref_image_refiner.{few}"), ("layers", "layers.{layer}")):
+    for mine, name in (("noise_refiner", "noise_refiner.{few}"), ("ref_refiner", "ref_image_refiner.{few}"), ("layers", f"{layers}.{{layer}}")):
         rules += _blocks(f"{ours}/{mine}", f"{theirs}.{name}", "time")
     return rules
 

@@ -1,20 +1,36 @@
 """The whole released checkpoint by name and shape, listed by hand from reference/backbone.md §1.5 and §4; nothing is allocated."""
 
 import collections
+import pathlib
 
 import numpy as np
 import pytest
 
 from dina.config import InputError
-from dina.convert import plan
-from dina.convert.released import Tensor
+from dina.convert import hf_visual, plan, rules
+from dina.convert.released import APART, Tensor
 
+VISUAL_CONFIG = {
+    "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584, "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31], "hidden_act": "silu", "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2,
+    "vq_config": {"depth": 8, "codebook_sizes": [16384] * 8, "codebook_dim": 3584, "shared_codebook": True, "quant_conv": True, "quantizer_type": "rq"},
+    "visual_decoder_config": {
+        "image_decoder_config": {"hidden_size": 1024, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 2730,
+                                 "layer_norm_eps": 1e-6},
+        "transformer_config": {"patch_size": 2, "in_channels": 16, "hidden_size": 2520, "num_layers": 32, "num_refiner_layers": 2,
+                               "num_attention_heads": 21, "num_kv_heads": 7, "norm_eps": 1e-5, "axes_dim_rope": [40, 40, 40], "text_feat_dim": 2048,
+                               "timestep_scale": 1000.0},
+        "vae_config": {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 16, "norm_num_groups": 32,
+                       "scaling_factor": 0.3611, "shift_factor": 0.1159},
+    },
+}  # fmt: skip
 CONFIG = {
     "num_layers": 14, "hidden_size": 3072, "vocab_size": 282624, "text_vocab_size": 131072, "text_vocab_plus_multimodal_special_token_size": 131125,
     "num_attention_heads": 32, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "ffn_hidden_size": 6144, "n_routed_experts": 256, "zero_expert_num": 128, "moe_topk": 12, "expert_ffn_hidden_size": 1024,
     "routed_scaling_factor": 6.0, "rope_theta": 1e7, "rms_norm_eps": 1e-5, "ngram_vocab_size_ratio": 78, "emb_neighbor_num": 4,
     "emb_split_num": 4, "visual_embedding_layer_intermediate_size": 8192, "eos_token_id": 2, "rope_scaling": None, "hidden_act": "silu",
+    "visual_config": VISUAL_CONFIG,
 }  # fmt: skip
 
 
@@ -74,47 +90,117 @@ def tokenizers():
     yield f"{block}.pre_layernorm.bias", (3072,)
     for part, shape in (("gate", (8192, 3072)), ("up", (8192, 3072)), ("down", (3072, 8192))):
         yield f"{block}.mlp.{part}_proj.weight", shape
-    for family, count in (("visual_tokenizer.visual_model", 385), ("visual_tokenizer.visual_bridge_model.bridge", 5),
-                          ("visual_tokenizer.visual_bridge_model.quantizer", 30), ("audio_tokenizer", 1740)):  # fmt: skip
-        for i in range(count):
-            yield f"model.{family}.t{i}", (4,)
+    for i in range(1740):
+        yield f"model.audio_tokenizer.t{i}", (4,)
+    yield from transformer("model.visual_tokenizer.visual_model")
+    bridge = "model.visual_tokenizer.visual_bridge_model"
+    yield f"{bridge}.bridge.ln_q.weight", (1280,)
+    yield from dense(f"{bridge}.bridge.mlp.0", 5120, 5120)
+    yield from dense(f"{bridge}.bridge.mlp.2", 3584, 5120)
+    yield f"{bridge}.quantizer.quant_conv.0.weight", (3584,)
+    yield f"{bridge}.quantizer.quant_conv.0.bias", (3584,)
+    yield from dense(f"{bridge}.quantizer.quant_conv.1", 3584, 3584)
+    yield from dense(f"{bridge}.quantizer.quant_conv.3", 3584, 3584)
+    for level in range(8):
+        at = f"{bridge}.quantizer.quantize.codebooks.{level}"
+        yield f"{at}.embed", (16385, 3584)
+        yield f"{at}.embed_ema", (16384, 3584)
+        yield f"{at}.cluster_size_ema", (16384,)
+
+
+def dense(name, wide, narrow):
+    yield f"{name}.weight", (wide, narrow)
+    yield f"{name}.bias", (wide,)
+
+
+def transformer(name):
+    yield f"{name}.patch_embed.proj.weight", (1280, 3, 2, 14, 14)
+    for layer in range(32):
+        at = f"{name}.blocks.{layer}"
+        yield f"{at}.norm1.weight", (1280,)
+        yield f"{at}.norm2.weight", (1280,)
+        for part, shape in (("attn.qkv", (3840, 1280)), ("attn.proj", (1280, 1280)), ("mlp.gate_proj", (3420, 1280)), ("mlp.up_proj", (3420, 1280)),
+                            ("mlp.down_proj", (1280, 3420))):  # fmt: skip
+            yield from dense(f"{at}.{part}", *shape)
+
+
+def detokenizers():
+    """The file beside the index; those of the refiner are counted in test_visual.py."""
+    yield from transformer("visual_model")
+    at = "image_decoder"
+    for name in ("post_quant_norm", "patch_unmerger.ln_q", "norm_in", "norm_out"):
+        yield f"{at}.{name}.weight", (1024,)
+    for name, shape in (("post_quant_conv", (1024, 3584)), ("patch_unmerger.mlp.0", (4096, 1024)), ("patch_unmerger.mlp.2", (4096, 4096)),
+                        ("decoder_head.0", (2730, 1024)), ("decoder_head.2", (1176, 2730))):  # fmt: skip
+        yield from dense(f"{at}.{name}", *shape)
+    for layer in range(32):
+        at = f"image_decoder.encoder.layers.{layer}"
+        for name, width in (("layer_norm1", 1024), ("layer_norm2", 1024), ("self_attn.inner_attn_ln", 1024), ("mlp.ffn_ln", 2730)):
+            yield f"{at}.{name}.weight", (width,)
+        for part in "qv":
+            yield from dense(f"{at}.self_attn.{part}_proj", 1024, 1024)
+        yield f"{at}.self_attn.k_proj.weight", (1024, 1024)
+        yield from dense(f"{at}.self_attn.out_proj", 1024, 1024)
+        for part, shape in (("w1", (2730, 1024)), ("w2", (2730, 1024)), ("w3", (1024, 2730))):
+            yield from dense(f"{at}.mlp.{part}", *shape)
+    told = {"image_refiner.base_transformer.layers.0.feed_forward.linear_1.weight": (10240, 2520), hf_visual.INDEX: (5, 2520), hf_visual.COND: (2048, 3584)}
+    found = hf_visual.of_config(VISUAL_CONFIG, {name: Tensor(name, "", shape, "BF16") for name, shape in told.items()}, ["refiner"])
+    for table in hf_visual.tables(found):
+        yield from ((piece.name, piece.shape) for piece in rules.pieces(*table))
 
 
 class Listed:
     """A checkpoint of which only names, shapes and types exist."""
 
-    folder, shards = "listed", ("s",)
+    folder, shards = pathlib.Path("listed"), ("s",)
 
-    def __init__(self, drop=lambda name: False):
-        exact = ("mlp.router.classifier.weight", "e_score_correction_bias")
+    def __init__(self, drop=lambda name: False, more=()):
+        exact = ("mlp.router.classifier.weight", "e_score_correction_bias", ".embed", "_ema")
         self.tensors = {name: Tensor(name, "s", shape, "F32" if name.endswith(exact) else "BF16")
-                        for source in (trunk, heads, tokenizers) for name, shape in source() if not drop(name)}  # fmt: skip
+                        for source in (trunk, heads, tokenizers, *more) for name, shape in source() if not drop(name)}  # fmt: skip
 
     def config(self):
         return CONFIG
+
+
+def families(made):
+    """Released tensors of each part."""
+    names = rules.by_name(leaf.pieces for leaf in made.leaves.values())
+    return names, collections.Counter(parts[0].path.split("/")[1] for parts in names.values())
 
 
 def test_all_13450_tensors_have_their_place():
     listed = Listed()
     assert len(listed.tensors) == 13450
     made = plan.make(listed)
-    names = [piece.name for leaf in made.leaves.values() for piece in leaf.pieces]
-    assert sorted(names) == sorted(listed.tensors)
-    counts = collections.Counter(path.split("/")[1] for path, leaf in made.leaves.items() for _ in leaf.pieces)
+    names, counts = families(made)
+    assert names.keys() == listed.tensors.keys()
     assert counts["backbone"] + counts["lm_head"] + counts["embed"] - 5 == 11143
     assert (counts["visual_head"], counts["audio_head"], counts["audio_tokenizer"]) == (71, 71, 1740)
-    assert counts["visual_tokenizer"] + 5 == 425
+    assert (counts["vision_encoder"], counts["vision_quantizer"]) == (385 + 5, 30)
     assert made.vocabulary.padded_rows == 282624 and made.vocabulary.img_pad == 131108
-    assert made.leaves["params/backbone/layers/experts/up"].shape == (14, 256, 3072, 1024)
-    weights = sum(np.prod(leaf.shape) for path, leaf in made.leaves.items() if not path.startswith("carried/"))
+    shapes = {path: leaf.shape for path, leaf in made.leaves.items()}
+    assert shapes["params/backbone/layers/experts/up"] == (14, 256, 3072, 1024)
+    assert shapes["stats/vision_quantizer/codebook/0"] == (16384, 3584) and shapes["carried/vision_quantizer/padding/0"] == (1, 3584)
+    weights = sum(np.prod(shape) for path, shape in shapes.items() if not path.startswith("carried/"))
     assert 70e9 < weights < 80e9
+
+
+def test_the_detokenizers_1771_tensors_have_their_place():
+    listed = Listed(more=[detokenizers])
+    own = {name for name in listed.tensors if name.startswith(tuple(APART.values())[0])}
+    assert len(own) == 1771
+    names, counts = families(plan.make(listed, plan.BESIDE))
+    assert names.keys() == own
+    assert (counts["pixel_decoder"], counts["refiner"], counts["vision_copy"]) == (558, 828, 385)
 
 
 @pytest.mark.parametrize("lost, message", [
     ("visual_head.transformer_layers.3.", "58 tensors of visual_head., the release has 71"),
     ("model.audio_tokenizer.t1", "tensors of model.audio_tokenizer., the release has 1740"),
     ("model.layers.13.mlp.experts.255.", "missing model.layers.13.mlp.experts.255.down_proj.weight"),
+    ("image_decoder.norm_out.", "missing image_decoder.norm_out.weight(.|\n)*557 tensors of image_decoder., the release has 558"),
 ])  # fmt: skip
 def test_a_family_that_lost_tensors_is_refused(lost, message):
     with pytest.raises(InputError, match=message):
-        plan.make(Listed(lambda name: name.startswith(lost)))
+        plan.make(Listed(lambda name: name.startswith(lost), [detokenizers]))

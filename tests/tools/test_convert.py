@@ -1,5 +1,6 @@
 """tools.convert: a released checkpoint goes in and comes out bit by bit; what does not fit is named and leaves nothing behind."""
 
+import dataclasses
 import json
 import shutil
 
@@ -106,11 +107,12 @@ def test_parts_need_only_themselves(copy, tmp_path):
         convert.main(["import", "--checkpoint", str(copy), "--workdir", str(tmp_path / "v"), "--parts", "backbones"])
 
 
-def test_tokenizers_alone_are_carried(released, tmp_path):
-    assert attempt(released, tmp_path, "--parts", "audio_tokenizer,visual_tokenizer") == 0
-    assert checkpoint.finished(tmp_path / "w" / "released")["model"] is None
+def test_the_audio_tokenizer_alone_is_carried(released, tmp_path):
+    assert attempt(released, tmp_path, "--parts", "audio_tokenizer") == 0
+    record = checkpoint.finished(tmp_path / "w" / "released")
+    assert record["model"] is None and record["vision"] == {}
     convert.main(["export", "--workdir", str(tmp_path / "w"), "--out", str(tmp_path / "out")])
-    assert set(Released(tmp_path / "out").tensors) == set(synthetic.OTHERS)
+    assert set(Released(tmp_path / "out").tensors) == {"model.audio_tokenizer.codes"}
 
 
 def edit(folder, name, change):
@@ -214,13 +216,14 @@ def test_nothing_is_overwritten(released, imported, tmp_path):
 
 def test_large_tensors_are_copied_in_blocks(released, imported, tmp_path, monkeypatch):
     monkeypatch.setattr("dina.convert.stream.BLOCK_BYTES", 4096)
-    assert attempt(released, tmp_path) == 0
-    small, large = (checkpoint.result(w / "released") for w in (tmp_path / "w", imported))
+    assert attempt(released, tmp_path, "--parts", ",".join(model_lib.PARTS)) == 0
+    parts = {"params": list(model_lib.PARTS), "stats": ["backbone"]}
+    small, large = (checkpoint.result(w / "released", parts) for w in (tmp_path / "w", imported))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), small, large))
 
 
 def test_a_head_that_lost_a_layer_or_level_is_named(tmp_path):
-    listed = synthetic.tensors(head=synthetic.dataclasses.replace(synthetic.HEAD, layers=3))
+    listed = synthetic.tensors(head=dataclasses.replace(synthetic.HEAD, layers=3))
     for lost, message in (("visual_head.transformer_layers.1.", "visual_head lacks number 1 of transformer_layers"),
                           ("visual_head.heads.0.", "visual_head lacks number 0 of heads")):  # fmt: skip
         folder = tmp_path / lost
@@ -229,12 +232,13 @@ def test_a_head_that_lost_a_layer_or_level_is_named(tmp_path):
             attempt(folder, tmp_path)
 
 
-def test_other_names_and_types_that_copies_have_are_carried(tmp_path):
+def test_other_names_and_types_that_copies_have_are_carried(tmp_path, capsys):
     old, new = "audio_head.hidden_proj.weight", "audio_head.hidden_in_proj.weight"
     listed = {new if name == old else name: what for name, what in synthetic.tensors().items()}
     listed["model.audio_tokenizer.num_batches_tracked"] = ((), np.dtype(np.int64))
     synthetic.write_tensors(tmp_path / "in", listed)
     assert attempt(tmp_path / "in", tmp_path) == 0
+    assert "holds no image_decoder folder: without pixel_decoder, refiner, vision_copy" in capsys.readouterr().out
     convert.main(["export", "--workdir", str(tmp_path / "w"), "--out", str(tmp_path / "out")])
     assert convert.main(["verify", "--checkpoint", str(tmp_path / "in"), "--against", str(tmp_path / "out")]) == 0
 

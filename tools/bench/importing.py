@@ -18,13 +18,26 @@ from dina.backbone.config import DepthConfig
 from dina.convert.released import Released, Writer
 from tools.bench import harness, synthetic
 
-# Real widths and names with fewer layers, experts and n-gram rows.
+# Real widths and names with fewer layers, experts, n-gram rows and levels of codes.
+VISUAL_CONFIG = {
+    "depth": 2, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584, "window_size": 112, "fullatt_block_indexes": [1],
+    "vq_config": {"depth": 2, "codebook_size": 16384, "codebook_dim": 3584, "shared_codebook": True, "quant_conv": True},
+    "visual_decoder_config": {
+        "image_decoder_config": {"hidden_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 16, "intermediate_size": 2730, "layer_norm_eps": 1e-6},
+        "transformer_config": {"patch_size": 2, "in_channels": 16, "hidden_size": 2520, "num_layers": 2, "num_refiner_layers": 1,
+                               "num_attention_heads": 21, "num_kv_heads": 7, "norm_eps": 1e-5, "axes_dim_rope": [40, 40, 40], "text_feat_dim": 2048,
+                               "timestep_scale": 1000.0},
+        "vae_config": {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 16, "norm_num_groups": 32,
+                       "scaling_factor": 0.3611, "shift_factor": 0.1159},
+    },
+}  # fmt: skip
 CONFIG = {
     "num_layers": 2, "hidden_size": 3072, "vocab_size": 282624, "text_vocab_size": 131072, "text_vocab_plus_multimodal_special_token_size": 131125,
     "num_attention_heads": 32, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "ffn_hidden_size": 6144, "n_routed_experts": 64, "zero_expert_num": 32, "moe_topk": 12, "expert_ffn_hidden_size": 1024,
     "routed_scaling_factor": 6.0, "rope_theta": 1e7, "rms_norm_eps": 1e-5, "ngram_vocab_size_ratio": 3, "emb_neighbor_num": 4,
     "emb_split_num": 4, "visual_embedding_layer_intermediate_size": 8192, "eos_token_id": 2,
+    "visual_config": VISUAL_CONFIG,
 }  # fmt: skip
 AUDIO, VISUAL = (8192, 4096, 2048, *(1024,) * 5), (16384,) * 8
 HEAD = DepthConfig(width=2048, layers=1, heads=16, ffn_scale=16)
@@ -67,7 +80,7 @@ def run(rounds: int | None = None) -> dict:
 
 def _write(folder: pathlib.Path) -> None:
     """Writes the checkpoint; its values repeat, because nothing on the way compresses and drawing all anew takes minutes."""
-    listed = synthetic.tensors(CONFIG, audio=AUDIO, visual=VISUAL, head=HEAD)
+    listed = synthetic.tensors(CONFIG, audio=AUDIO, visual=VISUAL, head=HEAD, files="all", refiner_ff=10240)
     writer = Writer(folder, listed, SHARD_BYTES)
     noise = np.random.default_rng(0).standard_normal(2**23, np.float32)
     for name, (shape, dtype) in listed.items():
@@ -79,8 +92,9 @@ def _write(folder: pathlib.Path) -> None:
 def _copy(source: pathlib.Path, target: pathlib.Path) -> float:
     start = time.perf_counter()
     target.mkdir()
-    for path in source.iterdir():
-        with path.open("rb") as read, (target / path.name).open("wb") as write:
+    for path in (path for path in source.rglob("*") if path.is_file()):
+        (target / path.relative_to(source)).parent.mkdir(exist_ok=True)
+        with path.open("rb") as read, (target / path.relative_to(source)).open("wb") as write:
             shutil.copyfileobj(read, write, 16 * 2**20)
             write.flush()
             os.fsync(write.fileno())
