@@ -1,0 +1,77 @@
+"""A tokenizer scored as a codec: bytes of codes, which pictures, and what is written down, with a stand-in tokenizer."""
+
+import json
+import math
+import types
+
+import ml_collections
+import numpy as np
+import PIL.Image
+import pytest
+
+from dina.eval import codec
+from dina.vision import perceptual
+
+
+def test_bytes_of_codes():
+    assert codec.code_bytes(256, (1024,) * 8, 8) == 2560
+    assert codec.code_bytes(3, (1024, 300), 2) == math.ceil(3 * (10 + 9) / 8)
+    assert codec.code_bytes(3, (1024, 300), 1) == 4
+
+
+def test_a_spread_is_even_and_complete():
+    assert codec.spread(5, 9) == [0, 1, 2, 3, 4]
+    assert codec.spread(101, 3) == [0, 50, 100]
+    assert codec.spread(0, 3) == []
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    pictures = {split: {"image": [rng.integers(0, 256, (28 * h, 56, 3), np.uint8) for h in (1, 2, 2, 3)],
+                        "source": [f"{split}/{i}" for i in range(4)], "native": [1, 0, 0, 1]} for split in codec.SPLITS}
+    columns = {split: pictures[split] for split in codec.SPLITS}
+    config = ml_collections.ConfigDict({"vision": {"min_pixels": 784, "max_pixels": 16 * 784, "quantizer": {"sizes": (16, 16)}}})
+    monkeypatch.setattr(codec.sources, "load_all", lambda config, kind, split: columns[split])
+    monkeypatch.setattr(codec.stages, "load_parts", lambda *_: ({}, {}))
+    monkeypatch.setattr(codec.feature_weights, "load", lambda *_: perceptual.random_weights())
+    monkeypatch.setattr(codec, "NETWORK", "random")
+    monkeypatch.setattr(codec, "COMPARED", (2,))
+    monkeypatch.setattr(codec, "tokenize_images", lambda vision, variables, images: [
+        np.full((i.shape[0] * i.shape[1] // 784, 2), n % 16) for n, i in enumerate(images)])
+    # One level is off by 40, two by 4.
+    calls = iter(["test"] * 4 + ["photos"] * 4)  # two depths, each decoded twice
+
+    def fake(vision, variables, codes, grids, levels, refine):
+        images = columns[next(calls)]["image"]
+        return [np.clip(image.astype(int) + (40, 4)[levels - 1], 0, 255).astype(np.uint8) for image in images]
+
+    monkeypatch.setattr(codec, "detokenize", types.SimpleNamespace(detokenize=fake))
+    codec.evaluate(config, tmp_path)
+    return tmp_path / "eval", pictures
+
+
+def test_every_picture_codec_and_depth_is_a_line(written):
+    folder, pictures = written
+    rows = [json.loads(line) for line in (folder / "pictures.jsonl").read_text().splitlines()]
+    scored = [row for row in rows if row["codec"] != "original"]
+    assert sorted({(row["codec"], row["levels"]) for row in scored}) == [("dina", 1), ("dina", 2), ("jpeg", 2), ("webp", 2)]
+    assert len(scored) == 2 * 4 * 4
+    for row in scored:
+        height, width = pictures[row["split"]]["image"][row["index"]].shape[:2]
+        assert (row["height"], row["width"], row["source"]) == (height, width, f"{row['split']}/{row['index']}")
+        if row["codec"] == "dina":
+            assert row["bytes"] == codec.code_bytes(height * width // 784, (16, 16), row["levels"])
+            assert (14 < row["psnr_db"] < 18) if row["levels"] == 1 else row["psnr_db"] > 35
+    for row in rows:
+        assert PIL.Image.open(folder / row["file"]).size == (row["width"], row["height"])
+
+
+def test_scores_say_how_they_were_measured(written):
+    folder, _ = written
+    scores, books = (json.loads((folder / name).read_text()) for name in ("scores.json", "codebooks.json"))
+    for name in ("psnr_db_test_dina_2", "kid_photos_dina_1", "lpips_like_test_jpeg_2"):
+        assert scores[name]["n"] == 4 and scores[name]["low"] <= scores[name]["value"] <= scores[name]["high"]
+        assert scores[name]["protocol"]
+    assert scores["encode_ms_test"] >= 0
+    assert books["visual"]["window"] == 16 and books["visual"]["usage"] == [0.25, 0.25]  # 2 + 4 + 4 + 6 cells, four codes
