@@ -5,7 +5,7 @@ RUN := runs/demo
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: setup test slow demo smoke peers lock clean
+.PHONY: setup test slow demo stamps smoke peers lock clean
 
 setup: .venv/.installed
 
@@ -25,6 +25,10 @@ slow: setup
 
 demo: setup
 	$(PY) -m tools.demo --workdir=$(RUN)
+
+# The visual tokenizer on real pictures: packages from Debian, training, page.
+stamps: setup
+	$(PY) -m tools.stamps --workdir=runs/stamps
 
 smoke: setup
 	$(PY) -m dina.train --config=experiments/digits.py:smoke --workdir=runs/smoke

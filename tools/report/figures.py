@@ -77,6 +77,23 @@ def curves(name: str, lines: Sequence[dict[str, Any]]) -> str:
         return _address(figure, "svg")
 
 
+def points(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], x_name: str, y_name: str) -> str:
+    """Lines of (name, x, y) over a logarithmic x axis."""
+    with plt.rc_context(_RC):
+        figure, axis = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
+        for (name, x, y), colour in zip(series, COLOURS, strict=False):
+            axis.plot(x, y, "o-", color=colour, linewidth=1.5, markersize=4, label=name)
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+        axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.set_xlabel(x_name)
+        axis.set_ylabel(y_name)
+        axis.grid(True, color=RULE, linewidth=0.6)
+        axis.legend(frameon=False)
+        return _address(figure, "svg")
+
+
 def _log(axis) -> None:
     """A log axis with plain numbers, at 1, 2 and 5."""
     axis.set_yscale("log")

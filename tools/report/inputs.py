@@ -172,13 +172,21 @@ def packages() -> list[tuple[str, str]]:
 
 def data(config) -> list[tuple[str, str]]:
     """Sources of the data with version and sha256, from the data set's manifest."""
-    from dina.data import digits
+    from dina.data import sources
 
     try:
-        manifest = digits.manifest(config)
+        manifest = read_json(sources.cache_path(config) / "manifest.json")
     except InputError:
+        manifest = {}
+    if not manifest:
         return [("records", "not prepared on this machine")]
-    rows = [(f"{s['name']} {s['version']}", f"{s['file']}, sha256 {s['sha256'][:16]}…") for s in manifest["sources"]]
+    where = lambda s: s.get("file", f"{s.get('registry')} package")
+    rows = [(f"{s['name']} {s['version']}", f"{where(s)}, sha256 {s['sha256'][:16]}…") for s in manifest["sources"]]
     counts = "; ".join(f"{kind}: " + ", ".join(f"{n:,} {split}" for split, n in found.items())
-                       for kind, found in manifest["counts"].items())
+                       for kind, found in _by_kind(manifest["counts"]).items())
     return [*rows, ("records", counts)]
+
+
+def _by_kind(counts: dict) -> dict[str, dict[str, int]]:
+    """Records of each kind and split; a data set of pictures alone counts them by split."""
+    return counts if all(isinstance(found, dict) for found in counts.values()) else {"images": counts}

@@ -43,12 +43,18 @@ SECTIONS = (
 )
 
 
-def build(run: Run) -> str:
-    """The whole page as text; it refers to nothing outside itself."""
-    shown = [(anchor, heading, made) for anchor, heading, make in SECTIONS if (made := make(run))]
+def build(run: Run, parts=SECTIONS, header=sections.header, tiles=sections.tiles) -> str:
+    """The whole page as text; it refers to nothing outside itself.
+
+    Args:
+        run: what is shown.
+        parts: (anchor, heading, function of the run) of each section.
+        header, tiles: functions of the run for what comes before them.
+    """
+    shown = [(anchor, heading, made) for anchor, heading, make in parts if (made := make(run))]
     nav = "".join(f'<a href="#{anchor}">{html.escape(heading)}</a>' for anchor, heading, _ in shown)
-    parts = [sections.header(run), f"<nav>{nav}</nav>", sections.tiles(run)]
-    parts += [f'<h2 id="{anchor}">{html.escape(heading)}</h2>\n{made}' for anchor, heading, made in shown]
-    parts.append(sections.footer(run))
+    blocks = [header(run), f"<nav>{nav}</nav>", tiles(run)]
+    blocks += [f'<h2 id="{anchor}">{html.escape(heading)}</h2>\n{made}' for anchor, heading, made in shown]
+    blocks.append(sections.footer(run))
     page = string.Template(TEMPLATE.read_text(encoding="utf-8"))
-    return page.substitute(title=html.escape(f"dina: {run.title}"), body="\n".join(parts))
+    return page.substitute(title=html.escape(f"dina: {run.title}"), body="\n".join(blocks))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dina.data.phrases import DIGIT_WORDS
 from dina.eval import metrics
@@ -139,8 +139,8 @@ def _grid(counts) -> str:
     return f'<table class="grid">{head}{"".join(rows)}</table>'
 
 
-def codebooks(run: Run) -> str:
-    """Usage bars with perplexity per level."""
+def codebooks(run: Run, bar_of: Callable[[int], float] = lambda level: USAGE_BAR) -> str:
+    """Usage with its bar (`bar_of` a level, from 1) and perplexity per level."""
     found = []
     names = {"visual": ("Visual codes", "picture cells"), "audio": ("Audio codes", "80 ms frames")}
     for name, statistics in run.codebooks.items():
@@ -148,14 +148,14 @@ def codebooks(run: Run) -> str:
         lines = []
         levels = zip(statistics["usage"], statistics["perplexity"], statistics["sizes"], strict=True)
         for level, (usage, perplexity, size) in enumerate(levels, 1):
-            bar = figures.share_bar(usage, f"{usage:.3f} of {size}", USAGE_BAR)
+            bar = figures.share_bar(usage, f"{usage:.3f} of {size}", bar_of(level))
             lines.append(f'<tr><td class="n">{level}</td><td>{bar}</td><td class="n">{perplexity:.0f}</td></tr>')
         found.append(f'<div><h3>{title}</h3><p class="note">Window: {statistics["window"]:,} held-out {unit}.</p><table>'
                      f"<tr><th class=n>level</th><th>share of codes used</th><th class=n>perplexity</th></tr>{''.join(lines)}</table></div>")
     if not found:
         return ""
     return (f'<p class="note">Perplexity is the number of codes that would be in use if all were used equally often. The tick '
-            f'marks the bar of {USAGE_BAR}.</p><div class="two">{"".join(found)}</div>')
+            f'marks the level\'s bar.</p><div class="two">{"".join(found)}</div>')
 
 
 def curves(run: Run) -> str:

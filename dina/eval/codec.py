@@ -1,0 +1,163 @@
+"""Scores a visual tokenizer as a codec of pictures: `python -m dina.eval.codec --config=experiments/X.py --workdir=DIR`.
+
+Held-out pictures of any sizes go to codes and back at several depths, beside JPEG and WebP of as many bytes. Writes to
+`<workdir>/eval/`:
+  pictures.jsonl     one line a picture and codec: split, index, source, native, height, width, codec ('dina', 'jpeg', 'webp'),
+                     levels (whose bytes the other codecs had), bytes (of codes or of compressed pixels, without headers), psnr_db,
+                     ssim, lpips_like; `file` where one was kept
+  pictures/          kept originals and reconstructions
+  codebooks.json     usage and perplexity of every level over the codes of all held-out pictures
+  scores.json        KID of every codec and depth, milliseconds a picture, and the protocol of every number
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from dina import config as configs, metrics as run_metrics, stages
+from dina.data import cache, feature_weights, sources
+from dina.eval import image_codecs, metrics
+from dina.eval.fidelity import Fidelity
+from dina.train import settle
+from dina.vision import detokenize, preprocess
+from dina.vision.tokenize import tokenize_images
+
+PARTS = ["vision_encoder", "vision_quantizer", "pixel_decoder"]
+LEVELS = (1, 2, 4, 8)
+NETWORK = "efficientnet_lite0"
+SPLITS = ("test", "photos")
+PICTURES = 128  # most of a split, evenly over it: searching JPEG's and WebP's settings takes seconds a picture
+COMPARED = (2, 8)  # depths at whose bytes JPEG and WebP are given
+_SHOWN = 8  # pictures of a split whose files are kept
+
+
+def code_bytes(cells: int, sizes: Sequence[int], levels: int) -> int:
+    """Bytes of the codes of a picture: whole bits a code, whole bytes a picture, no header."""
+    return math.ceil(cells * sum(math.ceil(math.log2(size)) for size in sizes[:levels]) / 8)
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` indices, evenly over `total`; records are in the order of their packages."""
+    return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total))})
+
+
+def read(config, split: str) -> dict[str, list]:
+    """The pictures of a split at the size at which they are tokenised, with source and native."""
+    columns = sources.load_all(config, "images", split)
+    chosen = spread(len(columns["image"]), PICTURES)
+    vision = config.vision
+    resize = lambda i: preprocess.resize_image(
+        columns["image"][i], preprocess.CELL, vision.min_pixels, vision.max_pixels, columns["source"][i])
+    return {"image": [resize(i) for i in chosen], "source": [columns["source"][i] for i in chosen],
+            "native": [int(columns["native"][i]) for i in chosen]}
+
+
+class Measured:
+    """Scores of one split, as they are made: `rows` for pictures.jsonl, `scores` for scores.json."""
+
+    def __init__(self, split: str, pictures: dict[str, list], against: Fidelity, folder: pathlib.Path):
+        self.split, self.pictures, self.against, self.folder = split, pictures, against, folder
+        self.rows: list[dict[str, Any]] = []
+        self.scores: dict[str, Any] = {}
+        self.shown = spread(len(pictures["source"]), _SHOWN)
+        for index in self.shown:
+            self.rows.append(self._about(index, "original", 0) | {"file": self._keep(index, "original", pictures["image"][index])})
+
+    def add(self, codec: str, levels: int, made: Sequence[np.ndarray], sizes: Sequence[int]) -> None:
+        """Scores the reconstructions of all pictures by one codec."""
+        scores, values = self.against.scores(made)
+        self.scores |= {f"{name}_{self.split}_{codec}_{levels}": score for name, score in scores.items()}
+        for index, size in enumerate(sizes):
+            row = self._about(index, codec, levels) | {"bytes": int(size)}
+            row |= {name: round(float(column[index]), 5) for name, column in values.items()}
+            if index in self.shown:
+                row["file"] = self._keep(index, f"{codec}_{levels}", made[index])
+            self.rows.append(row)
+
+    def _about(self, index: int, codec: str, levels: int) -> dict[str, Any]:
+        height, width = self.pictures["image"][index].shape[:2]
+        return {"split": self.split, "index": index, "source": self.pictures["source"][index], "native": self.pictures["native"][index],
+                "height": height, "width": width, "codec": codec, "levels": levels}
+
+    def _keep(self, index: int, name: str, image: np.ndarray) -> str:
+        path = pathlib.Path("pictures") / f"{self.split}_{index:04d}_{name}.png"
+        (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(image).save(self.folder / path)
+        return str(path)
+
+
+def evaluate(config, workdir: pathlib.Path) -> None:
+    """Measures the workdir's tokenizer and writes everything.
+
+    Raises:
+        InputError: a stage is not finished, or the data is not prepared.
+    """
+    begun, folder = time.time(), workdir / "eval"
+    params, stats = stages.load_parts(config, workdir, PARTS)
+    variables, sizes = {"params": params, "stats": stats}, config.vision.quantizer.sizes
+    network = feature_weights.load(NETWORK, cache.directory(config))
+    depths = sorted({n for n in LEVELS if n < len(sizes)} | {len(sizes)})
+    rows, scores, codebooks = [], {}, {}
+    for split in SPLITS:
+        pictures = read(config, split)
+        images = pictures["image"]
+        measured = Measured(split, pictures, Fidelity(images, NETWORK, network), folder)
+        codes, scores[f"encode_ms_{split}"] = _timed(lambda: tokenize_images(config.vision, variables, images), len(images))
+        grids = [(image.shape[0] // preprocess.CELL, image.shape[1] // preprocess.CELL) for image in images]
+        for levels in depths:
+            decode = lambda: detokenize.detokenize(config.vision, variables, codes, grids, levels=levels, refine="none")
+            made, scores[f"decode_ms_{split}"] = _timed(decode, len(images))
+            room = [code_bytes(len(code), sizes, levels) for code in codes]
+            measured.add("dina", levels, made, room)
+            for codec in image_codecs.QUALITIES if levels in COMPARED else ():
+                found = [image_codecs.at_bytes(image, codec, size) for image, size in zip(images, room, strict=True)]
+                measured.add(codec, levels, [coded.image for coded in found], [coded.payload_bytes for coded in found])
+            print(f"dina: codec: {split}: {levels} levels done", flush=True)
+        if split == SPLITS[0]:
+            codebooks = {"visual": metrics.codebook_statistics(np.concatenate(codes), sizes)}
+        rows, scores = rows + measured.rows, scores | measured.scores
+    _write(folder / "pictures.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
+    _write(folder / "codebooks.json", json.dumps(codebooks, indent=1))
+    _write(folder / "scores.json", json.dumps(scores, indent=1))
+    record = {"seconds": round(time.time() - begun, 1), "peak_memory_mib": round(run_metrics.peak_memory_mib()), "skipped": ""}
+    _write(folder / "stage.json", json.dumps(record, indent=1))
+
+
+def _timed(work, count: int) -> tuple[Any, float]:
+    """(result, milliseconds an item) of the second of two calls: the first compiles."""
+    work()
+    begun = time.perf_counter()
+    result = work()
+    return result, round(1000 * (time.perf_counter() - begun) / count, 2)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def main(argv: list[str]) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m dina.eval.codec", description=__doc__.splitlines()[0])
+    parser.add_argument("--config", required=True, help="experiments/X.py[:variant,key=value,...]")
+    parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    args = parser.parse_args(argv)
+    config = configs.load(args.config)
+    settle(config)
+    evaluate(config, args.workdir)
+    return 0
+
+
+if __name__ == "__main__":
+    configs.run_main(main)
