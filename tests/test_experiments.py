@@ -12,7 +12,9 @@ from dina.config import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "configs"
-NAMED = {"digits": "experiments/digits.py", "digits_smoke": "experiments/digits.py:smoke"}
+NAMED = {"digits": "experiments/digits.py", "digits_smoke": "experiments/digits.py:smoke", "stamps": "experiments/stamps.py",
+         "stamps_smoke": "experiments/stamps.py:smoke"}
+STAGES = {"digits": ("V0", "V1", "V2", "V4", "A1", "A2", "prealign", "pretrain"), "stamps": ("V0", "V1", "V2", "V2w")}
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -22,9 +24,9 @@ def test_the_config_is_the_one_on_record(name):
     assert path.read_text() == text, f"defaults changed; if meant: python -m tests.test_experiments rewrites {path.name}"
 
 
-@pytest.mark.parametrize("name", ["V0", "V1", "V2", "V4", "A1", "A2", "prealign", "pretrain"])
-def test_stages_are_complete(name):
-    config = configs.load(str(ROOT / "experiments/digits.py:smoke"))
+@pytest.mark.parametrize("experiment,name", [(experiment, name) for experiment, names in STAGES.items() for name in names])
+def test_stages_are_complete(experiment, name):
+    config = configs.load(str(ROOT / f"experiments/{experiment}.py:smoke"))
     stage = config.stages[name]
     variables = jax.eval_shape(stages.make_task(config, name).init, jax.random.key(0))
     trainable, frozen = optim.split(variables["params"], stage.train)
