@@ -1,12 +1,13 @@
 """Scores a visual tokenizer as a codec of pictures: `python -m dina.eval.codec --config=experiments/X.py --workdir=DIR`.
 
-Held-out pictures of any sizes go to codes and back at several depths, beside JPEG and WebP of as many bytes. Writes to
-`<workdir>/eval/`:
+Held-out pictures of any sizes (at most 128 of split 'test', and of 'photos' where there is one) go to codes and back at
+several depths, beside JPEG and WebP of as many bytes. Writes to `<workdir>/eval/`:
   pictures.jsonl     one line a picture and codec: split, index, source, native, height, width, codec ('dina', 'jpeg', 'webp'),
                      levels (whose bytes the other codecs had), bytes (of codes or of compressed pixels, without headers), psnr_db,
                      ssim, lpips_like; `file` where one was kept
   pictures/          kept originals and reconstructions
-  codebooks.json     usage and perplexity of every level over the codes of all held-out pictures
+  codebooks.json     usage and perplexity of every level over the codes of these held-out pictures, and over those of cells
+                     that are not of one colour (half of a drawing may be its ground)
   scores.json        KID of every codec and depth, milliseconds a picture, and the protocol of every number
 """
 
@@ -24,6 +25,7 @@ import numpy as np
 import PIL.Image
 
 from dina import config as configs, metrics as run_metrics, stages
+from dina.config import InputError
 from dina.data import cache, feature_weights, sources
 from dina.eval import image_codecs, metrics
 from dina.eval.fidelity import Fidelity
@@ -50,15 +52,24 @@ def spread(total: int, count: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total))})
 
 
+def busy_cells(image: np.ndarray) -> np.ndarray:
+    """Whether each cell, in raster order, has more than one colour."""
+    h, w, cell = image.shape[0] // preprocess.CELL, image.shape[1] // preprocess.CELL, preprocess.CELL
+    cells = image.reshape(h, cell, w, cell, 3).swapaxes(1, 2).reshape(h * w, cell * cell, 3)
+    return (cells != cells[:, :1]).any((1, 2))
+
+
 def read(config, split: str) -> dict[str, list]:
-    """The pictures of a split at the size at which they are tokenised, with source and native."""
-    columns = sources.load_all(config, "images", split)
-    chosen = spread(len(columns["image"]), PICTURES)
-    vision = config.vision
-    resize = lambda i: preprocess.resize_image(
-        columns["image"][i], preprocess.CELL, vision.min_pixels, vision.max_pixels, columns["source"][i])
-    return {"image": [resize(i) for i in chosen], "source": [columns["source"][i] for i in chosen],
-            "native": [int(columns["native"][i]) for i in chosen]}
+    """At most `PICTURES` of a split, at the size at which they are tokenised, with source and native."""
+    records = sources.open_source(config, "images", split)
+    vision, found = config.vision, {"image": [], "source": [], "native": []}
+    for index in spread(len(records), PICTURES):
+        record = records[index]
+        size = vision.min_pixels, vision.max_pixels
+        found["image"].append(preprocess.resize_image(record["image"], preprocess.CELL, *size, record["source"]))
+        found["source"].append(record["source"])
+        found["native"].append(int(record["native"]))
+    return found
 
 
 class Measured:
@@ -99,37 +110,53 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     """Measures the workdir's tokenizer and writes everything.
 
     Raises:
-        InputError: a stage is not finished, or the data is not prepared.
+        InputError: a stage is not finished, or the data is not prepared or has no split 'test'.
     """
     begun, folder = time.time(), workdir / "eval"
     params, stats = stages.load_parts(config, workdir, PARTS)
-    variables, sizes = {"params": params, "stats": stats}, config.vision.quantizer.sizes
     network = feature_weights.load(NETWORK, cache.directory(config))
-    depths = sorted({n for n in LEVELS if n < len(sizes)} | {len(sizes)})
-    rows, scores, codebooks = [], {}, {}
+    rows, scores = [], {}
     for split in SPLITS:
-        pictures = read(config, split)
-        images = pictures["image"]
-        measured = Measured(split, pictures, Fidelity(images, NETWORK, network), folder)
-        codes, scores[f"encode_ms_{split}"] = _timed(lambda: tokenize_images(config.vision, variables, images), len(images))
-        grids = [(image.shape[0] // preprocess.CELL, image.shape[1] // preprocess.CELL) for image in images]
-        for levels in depths:
-            decode = lambda: detokenize.detokenize(config.vision, variables, codes, grids, levels=levels, refine="none")
-            made, scores[f"decode_ms_{split}"] = _timed(decode, len(images))
-            room = [code_bytes(len(code), sizes, levels) for code in codes]
-            measured.add("dina", levels, made, room)
-            for codec in image_codecs.QUALITIES if levels in COMPARED else ():
-                found = [image_codecs.at_bytes(image, codec, size) for image, size in zip(images, room, strict=True)]
-                measured.add(codec, levels, [coded.image for coded in found], [coded.payload_bytes for coded in found])
-            print(f"dina: codec: {split}: {levels} levels done", flush=True)
+        try:
+            pictures = read(config, split)
+        except InputError:
+            if split == SPLITS[0]:
+                raise
+            print(f"dina: codec: no split {split!r} in this data; left out", flush=True)
+            continue
+        measured = Measured(split, pictures, Fidelity(pictures["image"], NETWORK, network), folder)
+        codes = measure(config.vision, {"params": params, "stats": stats}, measured)
         if split == SPLITS[0]:
-            codebooks = {"visual": metrics.codebook_statistics(np.concatenate(codes), sizes)}
+            _write(folder / "codebooks.json", json.dumps(health(config.vision, pictures["image"], codes), indent=1))
         rows, scores = rows + measured.rows, scores | measured.scores
     _write(folder / "pictures.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
-    _write(folder / "codebooks.json", json.dumps(codebooks, indent=1))
     _write(folder / "scores.json", json.dumps(scores, indent=1))
     record = {"seconds": round(time.time() - begun, 1), "peak_memory_mib": round(run_metrics.peak_memory_mib()), "skipped": ""}
     _write(folder / "stage.json", json.dumps(record, indent=1))
+
+
+def measure(config_vision, variables, measured: Measured) -> list[np.ndarray]:
+    """Takes the pictures of a split through every codec; returns their codes."""
+    images, sizes, split = measured.pictures["image"], config_vision.quantizer.sizes, measured.split
+    codes, measured.scores[f"encode_ms_{split}"] = _timed(lambda: tokenize_images(config_vision, variables, images), len(images))
+    grids = [(image.shape[0] // preprocess.CELL, image.shape[1] // preprocess.CELL) for image in images]
+    for levels in sorted({n for n in LEVELS if n < len(sizes)} | {len(sizes)}):
+        decode = lambda: detokenize.detokenize(config_vision, variables, codes, grids, levels=levels, refine="none")
+        made, measured.scores[f"decode_ms_{split}"] = _timed(decode, len(images))
+        room = [code_bytes(len(code), sizes, levels) for code in codes]
+        measured.add("dina", levels, made, room)
+        for codec in image_codecs.QUALITIES if levels in COMPARED else ():
+            found = [image_codecs.at_bytes(image, codec, size) for image, size in zip(images, room, strict=True)]
+            measured.add(codec, levels, [coded.image for coded in found], [coded.payload_bytes for coded in found])
+        print(f"dina: codec: {split}: {levels} levels done", flush=True)
+    return codes
+
+
+def health(config_vision, images: Sequence[np.ndarray], codes: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Usage and perplexity over all cells, and over those of more than one colour."""
+    every, busy = np.concatenate(codes), np.concatenate([busy_cells(image) for image in images])
+    sizes = config_vision.quantizer.sizes
+    return {name: metrics.codebook_statistics(some, sizes) for name, some in (("visual", every), ("visual_busy", every[busy]))}
 
 
 def _timed(work, count: int) -> tuple[Any, float]:

@@ -116,17 +116,22 @@ def distances(
     net: perceptual.FeatureNetwork, params: Mapping, made: Sequence[Picture], truth: Sequence[Picture]
 ) -> Float[np.ndarray, " N"]:
     """`perceptual.lpips_like` of each pair at its own size, in tiles, so that one program serves every size."""
-    owner, a, b, masks = [], [], [], []
+    sums, weights = np.zeros((2, len(made), len(net.strides)))
+    queue: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def flush(part):
+        owner, *arrays = zip(*part)
+        for total, value in zip((sums, weights), _tile_sums(net, params, *map(_filled, arrays))):
+            np.add.at(total, list(owner), np.asarray(value, np.float64)[: len(part)])
+
     for number, (image, original) in enumerate(zip(made, truth, strict=True)):
         tiles, mask = _tiles(image)
-        owner += [number] * len(tiles)
-        a, b, masks = a + list(tiles), b + list(_tiles(original)[0]), masks + list(mask)
-    sums, weights = np.zeros((2, len(made), len(net.strides)))
-    for start in range(0, len(owner), BATCH):
-        part = slice(start, start + BATCH)
-        found = _tile_sums(net, params, *(_filled(x[part]) for x in (a, b, masks)))
-        for total, value in zip((sums, weights), found):
-            np.add.at(total, owner[part], np.asarray(value, np.float64)[: len(owner[part])])
+        queue += [(number, *tile) for tile in zip(tiles, _tiles(original)[0], mask)]
+        while len(queue) >= BATCH:
+            flush(queue[:BATCH])
+            del queue[:BATCH]
+    if queue:
+        flush(queue)
     return (sums / weights).mean(1)
 
 
@@ -209,9 +214,19 @@ def text_reader() -> Callable[[Picture], str]:
 
     def read(image: Picture) -> str:
         boxes = engine(np.ascontiguousarray(image[..., ::-1]))[0] or []  # it wants BGR, as OpenCV reads files
-        # Centres within half a line's height of each other are one line.
-        height = lambda box: box[0][2][1] - box[0][0][1]
-        place = lambda box: (round(np.mean([p[1] for p in box[0]]) / max(1.0, height(box))), box[0][0][0])
-        return "".join("".join(box[1].split()) for box in sorted(boxes, key=place))
+        return in_reading_order([(np.asarray(corners, float), text) for corners, text, *_ in boxes])
 
     return read
+
+
+def in_reading_order(boxes: Sequence[tuple[Float[np.ndarray, "4 2"], str]]) -> str:
+    """Texts of boxes (corners x, y), line by line: a box is on the line of the one above it if its centre is within half that one's height."""
+    lines: list[list[tuple[np.ndarray, str]]] = []
+    middle = lambda corners: corners[:, 1].mean()
+    for corners, text in sorted(boxes, key=lambda box: middle(box[0])):
+        first = lines[-1][0][0] if lines else None
+        if first is not None and middle(corners) - middle(first) <= np.ptp(first[:, 1]) / 2:
+            lines[-1].append((corners, text))
+        else:
+            lines.append([(corners, text)])
+    return "".join("".join(text.split()) for line in lines for _, text in sorted(line, key=lambda box: box[0][:, 0].min()))

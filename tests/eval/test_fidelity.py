@@ -114,3 +114,10 @@ def test_the_reader_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
     with pytest.raises(InputError, match="uv pip install rapidocr-onnxruntime"):
         fidelity.text_reader()
+
+
+def test_text_is_read_line_by_line():
+    box = lambda x, y, height, text: (np.array([[x, y], [x + 30, y], [x + 30, y + height], [x, y + height]], float), text)
+    boxes = [box(80, 100, 20, "right"), box(10, 98, 24, "le ft"), box(0, 60, 11, "above"), box(5, 130, 18, "below")]
+    assert fidelity.in_reading_order(boxes) == "aboveleftrightbelow"
+    assert fidelity.in_reading_order([]) == ""

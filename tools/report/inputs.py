@@ -181,7 +181,7 @@ def data(config) -> list[tuple[str, str]]:
     if not manifest:
         return [("records", "not prepared on this machine")]
     where = lambda s: s.get("file", f"{s.get('registry')} package")
-    rows = [(f"{s['name']} {s['version']}", f"{where(s)}, sha256 {s['sha256'][:16]}…") for s in manifest["sources"]]
+    rows = [(f"{s['name']} {s['version']}", f"{where(s)}, sha256 {s['sha256'][:16]}…") for s in manifest.get("sources", ())]
     counts = "; ".join(f"{kind}: " + ", ".join(f"{n:,} {split}" for split, n in found.items())
                        for kind, found in _by_kind(manifest["counts"]).items())
     return [*rows, ("records", counts)]

@@ -142,7 +142,8 @@ def _grid(counts) -> str:
 def codebooks(run: Run, bar_of: Callable[[int], float] = lambda level: USAGE_BAR) -> str:
     """Usage with its bar (`bar_of` a level, from 1) and perplexity per level."""
     found = []
-    names = {"visual": ("Visual codes", "picture cells"), "audio": ("Audio codes", "80 ms frames")}
+    names = {"visual": ("Visual codes", "picture cells"), "visual_busy": ("Visual codes", "picture cells of more than one colour"),
+             "audio": ("Audio codes", "80 ms frames")}
     for name, statistics in run.codebooks.items():
         title, unit = names.get(name, (name, "vectors"))
         lines = []

@@ -29,7 +29,7 @@ def header(run: Run) -> str:
     """Title and what was measured."""
     return (f"<h1>A picture in codes</h1>\n"
             f'<p class="lead">Experiment <b>{html.escape(run.title)}</b>: every 28 × 28 pixels become one position of residual codes. '
-            "Everything below was measured on pictures that no stage has seen, nor any with the same caption.</p>")
+            "Everything below was measured on pictures that no stage has seen.</p>")
 
 
 def tiles(run: Run) -> str:
