@@ -11,6 +11,7 @@ ALLOWED = {
     "dina/config.py": set(),
     "dina/sharding.py": {"dina.config"},
     "dina/tables.py": {"dina.config", "dina.sharding"},
+    "dina/executor.py": {"dina.config"},
     "dina/grammar": BASE,
     "dina/quantize": BASE,
     "dina/backbone": BASE,

@@ -1,0 +1,1 @@
+"""Sweeps: grids over an experiment's config, for `python -m tools.sweep`."""
