@@ -17,6 +17,7 @@ import ml_collections
 
 from dina import checkpoint, optim
 from dina.config import InputError, check_name, identity
+from dina.data import sources as data_sets
 from dina.sharding import BATCH_AXES
 from dina.tasks.base import Task, Variables
 
@@ -92,7 +93,8 @@ def check(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
 def stage_identity(config: ml_collections.ConfigDict, name: str) -> str:
     """Hash of all that the result of stage `name` depends on, the stages before it included.
 
-    A name under `config.imports` is a released checkpoint that tools.convert brought in; its identity stands there.
+    A name under `config.imports` is a released checkpoint that tools.convert brought in; its identity stands there. Files of
+    a user count by their content, not by where they are. Raises InputError if they are not there.
     """
     if name not in config.stages:
         check_name(name, (*config.stages, *config.get("imports", {})), "stage or import")
@@ -100,10 +102,13 @@ def stage_identity(config: ml_collections.ConfigDict, name: str) -> str:
     stage = config.stages[name]
     sections = TASKS[stage.task][1]
     before = sorted({*stage.init_from.values(), *stage.after})
+    data = config.data
+    if "path" in data:
+        data = _without(data.to_dict(), "path") | {"content": data_sets.cache_path(config).name}
     own = ml_collections.ConfigDict({
         "seed": config.seed,
         "stage": _without(stage.to_dict(), "accumulate"),
-        "data": config.data,
+        "data": data,
         "text": _without(config.text.to_dict(), "path"),
         "sections": {section: _without(config[section].to_dict(), *SPEED.get(section, ())) for section in sections},
         "before": {other: stage_identity(config, other) for other in before},
@@ -179,7 +184,7 @@ def initial_variables(config: ml_collections.ConfigDict, name: str, task: Task, 
 
 
 def load_parts(config: ml_collections.ConfigDict, workdir: pathlib.Path, parts: list[str]) -> tuple[dict, dict]:
-    """Loads parts of a trained model, each from the last finished stage that has it, or else from an import.
+    """Loads parts of a trained model, each from the last finished stage that has it, or else from an import, which it says.
 
     Args:
         config: the experiment.
@@ -190,7 +195,7 @@ def load_parts(config: ml_collections.ConfigDict, workdir: pathlib.Path, parts: 
         (params, stats), each {part: tree} of host arrays; stats only for parts that have any.
 
     Raises:
-        InputError: a part is in no finished stage.
+        InputError: a part is in no finished stage and no import, or as `dina.convert.settings.load`.
     """
     workdir = pathlib.Path(workdir)
     params, stats = {}, {}
@@ -210,6 +215,8 @@ def load_parts(config: ml_collections.ConfigDict, workdir: pathlib.Path, parts: 
             from dina.convert import settings  # builds the model, which stages of tokenizers do not need
 
             found = settings.load(config, workdir / name, wanted)
+            for part in found["params"]:
+                print(f"dina: {part}: no finished stage of this config has it; taken from the import {workdir / name}", flush=True)
             params, stats = params | found["params"], stats | found["stats"]
     missing = [part for part in parts if part not in params]
     if missing:

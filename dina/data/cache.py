@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -11,8 +13,9 @@ import pathlib
 import platform
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -20,7 +23,8 @@ import ml_collections
 from dina.config import InputError
 
 MANIFEST = "manifest.json"  # a folder counts only with it
-_STALE_SECONDS = 3600
+_STALE_SECONDS = 3600  # since the last sign of life of a build
+_SIGN_SECONDS = 60
 _MODULES = {"pillow": "PIL", "espeakng-loader": "espeakng_loader", "tensorflow-datasets": "tensorflow_datasets",
             "array-record": "array_record", "resvg-py": "resvg_py", "scikit-image": "skimage", "scikit-learn": "sklearn"}
 
@@ -51,7 +55,8 @@ def build_once(final: pathlib.Path, build: Callable[[pathlib.Path], None]) -> pa
     _remove_stale(final)
     work = pathlib.Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
     try:
-        build(work)
+        with _signs_of_life(work):
+            build(work)
         try:
             work.rename(final)
         except OSError:  # another process was first: what it made is the same
@@ -63,10 +68,39 @@ def build_once(final: pathlib.Path, build: Callable[[pathlib.Path], None]) -> pa
 
 
 def _remove_stale(final: pathlib.Path) -> None:
-    """Removes what killed runs left half made; a run under way is younger."""
+    """Removes what killed runs left half made; a run under way has given a sign of life since."""
     for left in final.parent.glob(f".{final.name}-*"):
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # it has been finished meanwhile
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _signs_of_life(work: pathlib.Path) -> Iterator[None]:
+    """Keeps the time of a folder new: not a lock, which not every shared file system has for all hosts."""
+    done = threading.Event()
+
+    def touch() -> None:
+        while not done.wait(_SIGN_SECONDS):
+            with contextlib.suppress(OSError):  # a file system that is away for a while
+                os.utime(work)
+
+    thread = threading.Thread(target=touch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@functools.cache
+def content(root: pathlib.Path, files: Callable[[pathlib.Path], Iterable[pathlib.Path]]) -> str:
+    """A hash of names and sizes of `files(root)`, listed once a process: folders of users can have millions of files.
+
+    `content.cache_clear()` has them listed again.
+    """
+    return key(sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in files(root)))
 
 
 def sha256(path: pathlib.Path) -> str:

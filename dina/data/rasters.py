@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import pathlib
+import struct
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 from jaxtyping import UInt8
 
@@ -20,6 +22,10 @@ FITS = ("longest", "shortest", "area")
 _PROBE = 256  # longest side in px of the first drawing, which tells where on the page something is
 _DPI = 96  # px an inch, as CSS has it: pages are often given in points or millimetres
 _TRIES, _EXACT = 4, 0.02  # a small drawing is measured in few pixels, so it takes more than one step to get its size right
+# EXIF orientation -> what makes the picture upright.
+_TURNS = {2: PIL.Image.Transpose.FLIP_LEFT_RIGHT, 3: PIL.Image.Transpose.ROTATE_180, 4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+          5: PIL.Image.Transpose.TRANSPOSE, 6: PIL.Image.Transpose.ROTATE_270, 7: PIL.Image.Transpose.TRANSVERSE,
+          8: PIL.Image.Transpose.ROTATE_90}
 _LARGEST = 4096  # longest side in px of a page: a small drawing on a large page comes out smaller than asked
 
 
@@ -49,19 +55,15 @@ def load(path: pathlib.Path, side: int, fit: str) -> UInt8[np.ndarray, "H W 3"]:
         if scale < 1:
             size = [max(1, round(scale * length)) for length in picture.size]
             picture = picture.resize(size, PIL.Image.Resampling.LANCZOS)
-    pixels = on_white(picture)
+    pixels = _flat(picture)
     if (pixels == pixels[0, 0]).all():
         raise Unusable("blank", "nothing is to be seen on white")
     return pixels
 
 
 def on_white(picture: PIL.Image.Image) -> UInt8[np.ndarray, "H W 3"]:
-    """RGB pixels of a picture on a white ground."""
-    if picture.mode == "RGB":
-        return np.array(picture)
-    picture = picture.convert("RGBA")
-    white = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
-    return np.array(PIL.Image.alpha_composite(white, picture).convert("RGB"))
+    """RGB pixels of a picture on a white ground, upright as its EXIF says."""
+    return _flat(_upright(picture))
 
 
 def fingerprint(pixels_HWC: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "16"]:
@@ -84,6 +86,30 @@ def is_native(height: int, width: int, pixels: int) -> int:
     return int(rounded[0] * rounded[1] >= pixels)
 
 
+def _flat(picture: PIL.Image.Image) -> UInt8[np.ndarray, "H W 3"]:
+    if picture.mode == "RGB":
+        return np.array(picture)
+    white = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    return np.array(PIL.Image.alpha_composite(white, _rgba(picture)).convert("RGB"))
+
+
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Turned as its EXIF says. The result has the EXIF still: once is enough."""
+    try:
+        turn = _TURNS.get(picture.getexif().get(PIL.ExifTags.Base.Orientation))
+    except (SyntaxError, ValueError, struct.error):  # damaged notes are no damage of the picture
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _rgba(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """In 8 bits; Pillow's own conversion of 16-bit grey cuts off at 255 instead of scaling."""
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        grey = np.asarray(picture).clip(0, 65535)
+        picture = PIL.Image.fromarray((grey / 257).round().astype(np.uint8))
+    return picture.convert("RGBA")
+
+
 def _scale(size: tuple[int, int], side: int, fit: str) -> float:
     now = {"longest": max(size), "shortest": min(size), "area": (size[0] * size[1]) ** 0.5}[fit]
     return side / now
@@ -92,7 +118,7 @@ def _scale(size: tuple[int, int], side: int, fit: str) -> float:
 def _open(path: pathlib.Path) -> PIL.Image.Image:
     try:
         with PIL.Image.open(path) as file:
-            return file.convert("RGBA")
+            return _rgba(_upright(file))
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise Unusable("corrupt", str(error)) from None
 

@@ -15,7 +15,7 @@ KINDS = ("images",)
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """The experiment's `data` section.
+    """The experiment's `data` section; the split 'valid' is the builder's 'validation' if it has no 'valid'.
 
     `path`: the folder with dataset_info.json. `image` and `caption`: names of features; a class label becomes the name of
     its class, and without a caption it is ''. `native_pixels` as for stamps.
@@ -30,7 +30,7 @@ def cache_path(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str |
         InputError: `data.path` has no tfds data set.
     """
     folder = prepare(config)
-    files = sorted((path.name, path.stat().st_size) for path in folder.iterdir())
+    files = cache.content(folder.resolve(), pathlib.Path.iterdir)
     options = {k: v for k, v in config.data.to_dict().items() if k != "path"}
     return pathlib.Path(data_dir or cache.directory(config)) / f"tfds-{cache.key({'data': options, 'files': files})}"
 
@@ -49,7 +49,7 @@ class Captioned:
     """Records of a tfds split under our names: image, caption, source ('split/number'), native, split.
 
     Raises:
-        InputError: there is no such split or feature.
+        InputError: there is no such split or feature, or the caption is not one text, number or class.
     """
 
     def __init__(self, records: prepared.Records, options: ml_collections.ConfigDict, split: str,
@@ -58,6 +58,9 @@ class Captioned:
         for key in ("image", "caption"):
             if options[key]:
                 check_name(options[key], list(records.features), f"config key data.{key}: feature")
+        if options.caption and records.features[options.caption].shape != ():
+            raise InputError(f"config key data.caption: feature {options.caption!r} is {records.features[options.caption]},"
+                             " not one text, number or class a record; name another, or '' for none")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -82,5 +85,6 @@ def open_records(config: ml_collections.ConfigDict, kind: str, split: str, data_
     """The records of a split; raises InputError as `prepare`, and if there is no such split or feature."""
     del data_dir
     skipped = [config.data.image] if "image" in skip else []
-    records = prepared.Records(prepare(config), split, f"{kind}/{split}", (config.data.image,), skipped)
+    advice = f"get or prepare the data set in {config.data.path!r} again, with the tools that made it"
+    records = prepared.Records(prepare(config), split, f"{kind}/{split}", (config.data.image,), skipped, advice)
     return Captioned(records, config.data, split, skip)

@@ -5,11 +5,12 @@ import pickle
 
 import ml_collections
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 
 from dina.config import InputError
-from dina.data import folders, sources, webdataset
+from dina.data import cache, folders, sources, webdataset
 from tests.data import layouts
 
 
@@ -98,9 +99,14 @@ def test_the_index_follows_the_files_and_is_made_once(tmp_path):
     before = (path / "train.npz").stat().st_mtime_ns
     assert sources.prepare(config, tmp_path) == path and (path / "train.npz").stat().st_mtime_ns == before
     layouts.tar(tmp_path / "set" / "new.tar", layouts.members(50))
+    cache.content.cache_clear()  # as in another process
     assert sources.cache_path(config, tmp_path) != path
     with pytest.raises(InputError, match="no prepared records"):
         sources.open_source(config, "images", "train", tmp_path)
+    assert sources.prepare(config, tmp_path) != path
+    layouts.tar(tmp_path / "set" / "newer.tar", layouts.members(51))
+    sources.prepare(config, tmp_path)  # looks for itself
+    assert any(51 in map(int, (c.split()[1] for c in own["caption"])) for own in layouts.read(config, tmp_path).values())
 
 
 def test_a_data_set_may_be_moved(tmp_path):
@@ -111,9 +117,25 @@ def test_a_data_set_may_be_moved(tmp_path):
     assert sum(len(columns["image"]) for columns in layouts.read(config, tmp_path, ["train"]).values()) > 0
 
 
+def test_photographs_are_upright_and_16_bit_grey_is_not_white(tmp_path):
+    root = tmp_path / "set"
+    root.mkdir()
+    notes = PIL.Image.Exif()
+    notes[PIL.ExifTags.Base.Orientation] = 6
+    PIL.Image.new("RGB", (40, 30), "red").save(root / "a.jpg", exif=notes)
+    PIL.Image.fromarray(np.full((30, 40), 257 * 100, np.uint16)).save(root / "b.png")
+    config = folders.default_config()
+    config.update({"path": str(root), "captions": "none", "shares": layouts.ALL})
+    config = ml_collections.ConfigDict({"data": config})
+    sources.prepare(config, tmp_path)
+    turned, grey = layouts.read(config, tmp_path, ["train"])["train"]["image"]
+    assert turned.shape == (40, 30, 3) and (grey == 100).all()
+
+
 @pytest.mark.parametrize("key, value, message", [
     ("path", "nowhere", "data.path: 'nowhere'"), ("captions", "csv", "data.captions: 'csv'"),
     ("split", "random", "data.split: 'random'"), ("verify", "no", "data.verify: 'no'"), ("name", "fodler", "folder"),
+    ("shares", {"vaild": 0.1}, "data.shares.*'vaild'.*'valid'"), ("shares", {"judge": 0.1}, "data.shares.*'judge'.*known: test, train"),
 ])
 def test_bad_options_are_named(tmp_path, key, value, message):
     config = layouts.make(tmp_path / "set", "folder-txt", range(2))

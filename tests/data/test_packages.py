@@ -100,6 +100,34 @@ def test_an_archive_from_the_user_needs_no_client(registry, tmp_path, kind):
     assert "download" not in ((tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else "")
 
 
+@pytest.mark.parametrize("kind", ["debian", "pypi"])
+def test_the_right_one_of_the_users_archives_is_taken(registry, tmp_path, kind):
+    package = _package(registry, kind)
+    folder = tmp_path / "cache" / "packages"
+    folder.mkdir(parents=True)
+    right = next(registry.glob("*.deb" if kind == "debian" else "*.whl"))
+    for name in (right.name.replace("1", "0", 1), right.name.replace("2", "3", 1)):
+        (folder / name).write_bytes(b"another build")
+    shutil.move(right, folder / right.name)
+    shutil.rmtree(registry)
+    assert packages.fetch(package, tmp_path / "cache").is_dir()
+
+
+def test_folders_of_before_are_taken_if_they_are_of_the_same_archive(registry, tmp_path):
+    package = _package(registry, "debian")
+    new = packages.fetch(package, tmp_path / "cache").parent
+    assert new.name == f"stamps-1_2-{package.sha256[:8]}"
+    old = new.rename(new.with_name("stamps-1_2"))
+    (registry / "stamps_1%3a2_all.deb").rename(tmp_path / "kept.deb")
+    assert packages.fetch(package, tmp_path / "cache") == old / "files" and not new.exists()
+    with tarfile.open(registry / "stamps_1%3a2_all.deb", "w") as archive:  # the pin is moved to another build
+        archive.add(tmp_path / "kept.deb", "usr/share/other.png")
+    moved = _package(registry, "debian")
+    assert (packages.fetch(moved, tmp_path / "cache") / "usr/share/other.png").is_file()
+    (registry / "stamps_1%3a2_all.deb").unlink()
+    assert packages.fetch(package, tmp_path / "cache") == old / "files"
+
+
 def test_no_client_is_named(registry, tmp_path, monkeypatch):
     package = _package(registry, "debian")
     monkeypatch.setenv("PATH", str(tmp_path))

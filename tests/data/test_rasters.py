@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 
@@ -57,6 +58,41 @@ def test_transparency_is_white_and_empty_margins_are_cut(tmp_path, mode):
     image.paste((0, 0, 0, 0), (15, 12, 25, 18))
     pixels = rasters.load(_png(tmp_path, image.convert(mode)), 100, "longest")
     assert pixels.shape == (10, 20, 3) and (pixels[0, 0] == 0).all() and (pixels[5, 10] == 255).all()
+
+
+def test_16_bit_grey_is_scaled_and_not_cut_off(tmp_path):
+    ramp = np.linspace(0, 65535, 40 * 30).round().astype(np.uint16).reshape(30, 40)
+    want = (ramp / 257).round().astype(np.uint8)[..., None].repeat(3, 2)
+    path = _png(tmp_path, PIL.Image.fromarray(ramp))
+    with PIL.Image.open(path) as image:
+        assert image.mode.startswith("I")
+        np.testing.assert_array_equal(rasters.on_white(image), want)
+    np.testing.assert_array_equal(rasters.load(path, 40, "longest"), want)
+    np.testing.assert_array_equal(rasters.on_white(PIL.Image.fromarray(ramp.astype(np.int32))), want)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_upright_as_their_notes_say(tmp_path, orientation):
+    noise = np.random.default_rng(0).integers(0, 200, (20, 30, 3), np.uint8)
+    notes = PIL.Image.Exif()
+    notes[PIL.ExifTags.Base.Orientation] = orientation
+    PIL.Image.fromarray(noise).save(tmp_path / "a.png", exif=notes)
+    # Where the standard puts row 0 and column 0 of what is stored.
+    top = {1: noise, 2: noise[:, ::-1], 3: noise[::-1, ::-1], 4: noise[::-1]}
+    side = {5: noise, 6: noise[::-1], 7: noise[::-1, ::-1], 8: noise[:, ::-1]}
+    want = top[orientation] if orientation < 5 else side[orientation].transpose(1, 0, 2)
+    with PIL.Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(rasters.on_white(image), want)
+    np.testing.assert_array_equal(rasters.load(tmp_path / "a.png", 30, "longest"), want)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("notes", [b"Exif\0\0no notes", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01", b"MM\0*\0\0"])
+def test_damaged_notes_are_no_damage_of_the_picture(tmp_path, notes):
+    noise = np.random.default_rng(0).integers(0, 200, (20, 30, 3), np.uint8)
+    PIL.Image.fromarray(noise).save(tmp_path / "a.png", exif=notes)
+    with PIL.Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(rasters.on_white(image), noise)
 
 
 @pytest.mark.parametrize("make, reason", [

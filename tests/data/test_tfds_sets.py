@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from dina.config import InputError
-from dina.data import sources, tfds_sets
+from dina.data import rasters, sources, tfds_sets
 
 
 class Pets(tfds.core.GeneratorBasedBuilder):
@@ -21,7 +21,7 @@ class Pets(tfds.core.GeneratorBasedBuilder):
     def _info(self):
         features = {"picture": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
                     "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-                    "words": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["cat", "dog"])}
+                    "words": tfds.features.Text(), "said": tfds.features.Sequence({"raw": tfds.features.Text()}), "label": tfds.features.ClassLabel(names=["cat", "dog"])}
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
 
     def _split_generators(self, dl_manager):
@@ -29,7 +29,8 @@ class Pets(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, count):
         for i in range(count):
-            yield i, {"picture": _png(i, "RGB"), "mask": _png(i, "L"), "words": f" words {i} ", "label": i % 2}
+            yield i, {"picture": _png(i, "RGB"), "mask": _png(i, "L"), "words": f" words {i} ",
+                      "said": [{"raw": "one"}, {"raw": "two"}], "label": i % 2}
 
 
 def _png(i, mode):
@@ -70,7 +71,7 @@ def test_bytes_if_asked(folder):
 
 @pytest.mark.parametrize("options, message", [
     ({"path": "nowhere"}, "data.path: 'nowhere'"), ({"image": "pictures"}, "did you mean 'picture'"),
-    ({"caption": "tags"}, "data.caption"), ({}, "'test' of images: must be one of train, validation"),
+    ({"caption": "tags"}, "data.caption"), ({"caption": "said"}, "data.caption: feature 'said' is Sequence"), ({}, "'test' of images: must be one of train, validation"),
 ])
 def test_what_is_not_there_is_named(folder, options, message):
     with pytest.raises(InputError, match=message):
@@ -81,3 +82,16 @@ def test_the_key_follows_the_files(folder, tmp_path):
     one = sources.cache_path(_config(folder), tmp_path)
     assert one == sources.cache_path(_config(folder), tmp_path)
     assert one != sources.cache_path(_config(folder, caption="label"), tmp_path)
+
+
+def test_valid_is_what_others_call_validation(folder):
+    columns = sources.load_all(_config(folder), "images", "valid")
+    assert columns["split"] == ["valid"] * 2 and columns["source"] == ["valid/0", "valid/1"]
+
+
+def test_a_damaged_record_of_a_user_is_not_to_be_deleted(folder, monkeypatch):
+    source = sources.open_source(_config(folder), "images", "train")
+    monkeypatch.setattr(rasters, "on_white", lambda picture: PIL.Image.open(io.BytesIO(b"")))
+    with pytest.raises(InputError, match="record 1 of images/train") as caught:
+        source[1]
+    assert str(folder) in str(caught.value) and "delete" not in str(caught.value)
