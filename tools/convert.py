@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import pathlib
 import shutil
+import struct
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import jax
 import numpy as np
@@ -37,23 +40,23 @@ from dina.convert.settings import FILES
 
 STAGE, QWEN = "released", "qwen_vision"
 SHARD_BYTES = 10 * 10**9
+SAMPLE = 4096  # bytes of each tensor in the identity
 
 
 def import_(args: argparse.Namespace) -> int:
     """Reads a released checkpoint into a finished stage of a workdir."""
-    folder = _fresh(args.workdir / STAGE)
+    folder = _fresh(args.workdir / STAGE, args.checkpoint)
     released = Released(args.checkpoint)
     made = plan.make(released, _parts(args))
     plan.check_codes(released, made)
     notes = plan.unequal_copies(released, made)
-    _write(folder, released, made.leaves, plan.feature_decoder(made.vision))
     record = {
-        "parts": args.parts, "files": _keep_files(args.checkpoint, args.workdir, folder), "notes": notes,
+        "parts": args.parts, "files": _files(args.checkpoint, args.workdir, folder), "notes": notes,
         "model": made.config.to_dict() if made.config else None,
         "vocabulary": dataclasses.asdict(made.vocabulary) if made.vocabulary else None,
         "joint_rows": made.config and released.config()["vocab_size"], "projections": made.projections, "vision": made.vision,
     }  # fmt: skip
-    _finish(folder, released, made.leaves, record)
+    _write(folder, released, made.leaves, plan.feature_decoder(made.vision), record)
     print("".join(f"WARNING: {note}\n" for note in notes), end="")
     if not args.parts and not plan.has_detokenizers(released):
         print(f"{args.checkpoint} holds no image_decoder folder: without {', '.join(plan.BESIDE)}")
@@ -62,12 +65,11 @@ def import_(args: argparse.Namespace) -> int:
 
 def qwen_vision(args: argparse.Namespace) -> int:
     """Reads the vision tower of a Qwen2.5-VL checkpoint into a finished stage of a workdir."""
-    folder = _fresh(args.workdir / QWEN)
+    folder = _fresh(args.workdir / QWEN, args.checkpoint)
     released = Released(args.checkpoint)
     leaves, vision = qwen.make(released)
-    _write(folder, released, leaves, {})
     record = {"parts": "vision_encoder", "files": [], "notes": [], "model": None, "vocabulary": None, "vision": vision}
-    _finish(folder, released, leaves, record)
+    _write(folder, released, leaves, {}, record)
     return 0
 
 
@@ -75,45 +77,70 @@ def _parts(args: argparse.Namespace) -> tuple[str, ...]:
     return tuple(filter(None, args.parts.split(",")))
 
 
-def _fresh(folder: pathlib.Path) -> pathlib.Path:
+def _fresh(folder: pathlib.Path, checkpoint: pathlib.Path) -> pathlib.Path:
+    """The folder to import into. Raises InputError if that may hold anything but what a killed import left there."""
+    if folder.resolve() in (checkpoint.resolve(), *checkpoint.resolve().parents):
+        raise InputError(f"{checkpoint} lies where the import would be written, {folder}; choose another --workdir")
     if (folder / "stage.json").exists():
         raise InputError(f"{folder} already holds an import; delete it, or choose another --workdir")
+    if folder.exists():
+        foreign = sorted(set(folder.iterdir()) - set(_remains(folder))) if folder.is_dir() else [folder]
+        if foreign:
+            raise InputError(f"{foreign[0]} is in the import's place and no import wrote it; move it, or choose another --workdir")
     return folder
 
 
-def _write(folder: pathlib.Path, released: Released, leaves: Mapping[str, plan.Leaf], fresh: Mapping[str, np.ndarray]) -> None:
-    """Writes all arrays, or nothing."""
+def _remains(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What an unfinished import left in its folder."""
+    return [path for pattern in (FILES, "result", "result.orbax*", "stage.json.part") for path in folder.glob(pattern)]
+
+
+def _write(folder: pathlib.Path, released: Released, leaves: Mapping[str, plan.Leaf], fresh: Mapping[str, np.ndarray], record: dict) -> None:
+    """Writes all arrays, files and the record, which makes a finished stage, and says so; or writes nothing."""
     width = lambda leaf: released.tensors[leaf.pieces[0].name].numpy_dtype.itemsize
-    _room(folder.parent, sum(math.prod(leaf.shape) * width(leaf) for leaf in leaves.values()))
+    arrays = sum(math.prod(leaf.shape) * width(leaf) for leaf in leaves.values())
+    _room(folder.parent, arrays + sum((released.folder / name).stat().st_size for name in record["files"]))
+    identity, there = _identity(released), folder.exists()
+    own = {"identity": identity, "stage": folder.name, "source": str(released.folder), "jax": jax.__version__}
     folder.mkdir(parents=True, exist_ok=True)
     try:
         stream.write(folder / "result", released, leaves, fresh)
-    except (OSError, ValueError) as error:  # what the file system or tensorstore says of it
-        shutil.rmtree(folder)
-        raise InputError(f"{folder}: the import could not be written and was removed ({error})") from None
-
-
-def _keep_files(checkpoint: pathlib.Path, workdir: pathlib.Path, folder: pathlib.Path) -> list[str]:
-    """Copies what a checkpoint holds besides tensors: without its code, tokenizer and processor an export cannot be loaded elsewhere."""
-    files, own = [], (workdir if checkpoint.absolute() in workdir.absolute().parents else folder).absolute()
-    for path in sorted(checkpoint.rglob("*")):
-        name = path.relative_to(checkpoint)
-        hidden = any(part.startswith(".") for part in name.parts[:-1])  # what download tools keep for themselves
-        foreign = hidden or own in path.absolute().parents or path.name.endswith((".safetensors", INDEX))
-        if path.is_file() and not foreign:
+        for name in record["files"]:
             (folder / FILES / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / FILES / name)
-            files.append(name.as_posix())
-    return files
-
-
-def _finish(folder: pathlib.Path, released: Released, leaves: Mapping[str, plan.Leaf], record: dict) -> None:
-    """Makes the stage a finished one and says what it holds."""
-    identity = _identity(released)
-    own = {"identity": identity, "stage": folder.name, "source": str(released.folder), "jax": jax.__version__}
-    checkpoint_lib.write_record(folder, own | record)
+            shutil.copyfile(released.folder / name, folder / FILES / name)
+        checkpoint_lib.write_record(folder, own | record)
+    except BaseException as error:
+        _remove(folder, there)
+        if isinstance(error, (OSError, ValueError)):  # what the file system or tensorstore says of it
+            raise InputError(f"{folder}: the import could not be written and was removed ({error})") from None
+        raise
     count = len(by_name(leaf.pieces for leaf in leaves.values()))
     print(f"{count} tensors of {released.folder} in {len(leaves)} arrays of {folder}; identity {identity}")
+
+
+def _remove(folder: pathlib.Path, there: bool) -> None:
+    """Takes away what an import wrote, and its folder unless that was `there` before."""
+    for path in _remains(folder):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if not there:
+        with contextlib.suppress(OSError):  # somebody else has put something there
+            folder.rmdir()
+
+
+def _files(checkpoint: pathlib.Path, workdir: pathlib.Path, folder: pathlib.Path) -> list[str]:
+    """What a checkpoint holds besides tensors: without its code, tokenizer and processor an export cannot be loaded elsewhere."""
+    root = checkpoint.resolve()
+    files, own = [], (workdir if root in workdir.resolve().parents else folder).resolve()
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in name.parts[:-1])  # what download tools keep for themselves
+        foreign = hidden or own in path.parents or path.name.endswith((".safetensors", INDEX))
+        if path.is_file() and not foreign:
+            files.append(name.as_posix())
+    return files
 
 
 def _room(workdir: pathlib.Path, needed: int) -> None:
@@ -125,16 +152,33 @@ def _room(workdir: pathlib.Path, needed: int) -> None:
 
 
 def _identity(released: Released) -> str:
-    """Of names, shapes and types, config.json, and the last MiB of every shard, so that other weights have another one."""
+    """A hash that tells a checkpoint from others without reading all of it.
+
+    It covers names, shapes and types, config.json, `SAMPLE` bytes from the middle of every tensor (a smaller one whole) and
+    the last MiB of every shard. Training changes values in the middle of whatever it trains; an edit of single values
+    elsewhere, such as a few rows of an embedding, goes unseen.
+    """
     known = hashlib.sha256(json.dumps(released.config() if (released.folder / "config.json").exists() else {}, sort_keys=True).encode())
     for tensor in sorted(released.tensors.values(), key=lambda t: t.name):
         known.update(f"{tensor.name} {tensor.shape} {tensor.dtype}".encode())
     for shard in released.shards:
         path = released.folder / shard
         with path.open("rb") as file:
+            for start, stop in _spans(file):
+                first = max(start, (start + stop - SAMPLE) // 2)
+                file.seek(first)
+                known.update(file.read(min(SAMPLE, stop - first)))
             file.seek(max(0, path.stat().st_size - 2**20))
             known.update(file.read())
     return known.hexdigest()[:16]
+
+
+def _spans(file: BinaryIO) -> list[tuple[int, int]]:
+    """Where each tensor of a safetensors file begins and ends, in order."""
+    (length,) = struct.unpack("<Q", file.read(8))
+    header = json.loads(file.read(length))
+    offsets = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+    return sorted((8 + length + start, 8 + length + stop) for start, stop in offsets)
 
 
 def export(args: argparse.Namespace) -> int:

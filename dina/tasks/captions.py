@@ -41,7 +41,7 @@ class CaptionBatches(Batches):
     def __init__(self, config, stage, options, table=None):
         self.images = make_batches(config, stage, options, table)
         self.length = config.vision.align.text_tokens
-        if not self.images.table.captions:
+        if not any(self.images.table.captions):
             raise InputError("a stage of task 'captions' needs images with captions; this data has none (config section data)")
 
     def batch(self, step: int) -> dict[str, np.ndarray]:

@@ -10,9 +10,11 @@ Letters: B rows, P patches and N = P/4 cells of a row, I images of a row, R reco
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import zlib
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from jaxtyping import Int32
@@ -27,11 +29,15 @@ from dina.vision import preprocess
 FIELDS = ("digit", "size", "top", "left", "aligned", "source")  # of digits; other data has none of them, or `caption`
 AUGMENT = ("none", "affine", "zoom")
 PLAN_WINDOW = 512  # records packed together: rows are > 97 % full from about 256 on
+_LAST: dict[tuple, ImageTable] = {}  # what `image_table` returned last: the stages of a process mostly want the same
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageTable:
-    """All records of a split, decoded: at this size (tens of MB) memory is cheaper than decoding every step.
+    """All records of a split, decoded and resized, in memory, which is cheaper than decoding every step.
+
+    Digits take tens of MB, the stamps 2.0 GB: 2,828 pictures of 448 to 504 px a side, about 0.7 MB each. Sets larger than
+    memory are not for it yet.
 
     Attributes:
         images: uint8 [H, W, 3], sides multiples of 28.
@@ -46,26 +52,47 @@ class ImageTable:
     captions: tuple[str, ...] = ()
 
 
-def make_table(columns: dict, min_pixels: int, max_pixels: int) -> ImageTable:
-    """Image records as columns (dina/data/sources.py), resized where their size asks for it.
+def make_table(columns: Mapping, min_pixels: int, max_pixels: int) -> ImageTable:
+    """Image records that are in memory as columns (dina/data/sources.py); see `read_table`."""
+    return read_table((dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)), min_pixels, max_pixels)
+
+
+def read_table(records: Iterable[Mapping], min_pixels: int, max_pixels: int) -> ImageTable:
+    """Image records, resized one by one where their size asks for it; the originals are not kept.
 
     Raises:
         InputError: an image that preprocessing refuses; the message names the record.
     """
-    images = [
-        preprocess.resize_image(image, preprocess.CELL, min_pixels, max_pixels, f"image record {index}")
-        for index, image in enumerate(columns["image"])
-    ]
+    images, columns = [], collections.defaultdict(list)
+    for index, record in enumerate(records):
+        images.append(preprocess.resize_image(record["image"], preprocess.CELL, min_pixels, max_pixels, f"image record {index}"))
+        for name in (*FIELDS, "caption"):
+            if name in record:
+                columns[name].append(record[name])
     grid = np.array([image.shape[:2] for image in images], np.int32).reshape(-1, 2) // preprocess.CELL
-    fields = {name: columns[name] for name in FIELDS if isinstance(columns.get(name), np.ndarray | list)}
-    fields = {name: np.asarray(values, np.int32) for name, values in fields.items() if not isinstance(values[0], str)}
-    return ImageTable(images, fields, grid, tuple(columns.get("caption", ())))
+    fields = {name: columns[name] for name in FIELDS if name in columns and not isinstance(columns[name][0], str)}
+    fields = {name: np.asarray(values, np.int32) for name, values in fields.items()}
+    return ImageTable(images, fields, grid, tuple(columns["caption"]))
 
 
 def image_table(config, split: str) -> ImageTable:
-    """The image records of a split of the experiment's prepared data; `sources` keeps them in memory."""
-    columns = sources.load_all(config, "images", split)
-    return make_table(columns, config.vision.min_pixels, config.vision.max_pixels)
+    """The image records of a split of the experiment's prepared data; the table is shared, its arrays are read-only.
+
+    Raises:
+        InputError: as `sources.open_source` and `read_table`, or the split is empty.
+    """
+    bounds = config.vision.min_pixels, config.vision.max_pixels
+    key = (str(sources.cache_path(config)), split, *bounds)
+    if key not in _LAST:
+        _LAST.clear()  # first, so that two tables are never in memory
+        source = sources.open_source(config, "images", split)
+        if not len(source):
+            raise InputError(f"data split {split!r} of images has no records")
+        table = read_table((source[index] for index in range(len(source))), *bounds)
+        for array in (*table.images, *table.fields.values(), table.grid):
+            array.flags.writeable = False
+        _LAST[key] = table
+    return _LAST[key]
 
 
 def with_views(table: ImageTable, views: int, seed: int) -> ImageTable:
@@ -103,10 +130,13 @@ def pack_rows(
         Record numbers per row, -1 where unused.
 
     Raises:
-        ValueError: a record is larger than a row.
+        InputError: a record is larger than a row.
     """
     if len(order) and areas[order].max() > cells:
-        raise ValueError(f"an image of {areas[order].max()} cells does not fit a row of {cells} (vision.pack.cells)")
+        raise InputError(
+            f"an image of {areas[order].max()} cells does not fit a row of {cells}: raise config key vision.pack.cells or, where "
+            "it is set, the stage's options.cells; or lower vision.max_pixels"
+        )
     rows: list[list[int]] = []
     for start in range(0, len(order), window):
         chunk = order[start : start + window]
@@ -131,14 +161,23 @@ def pack_rows(
 def data_options() -> dict:
     """`stage.options` that say what a stage sees, shared by the vision tasks.
 
-    augment, canvas_power: as of `VisionBatches`. parts, part_side: as of `with_parts`; 0 parts = whole images. cells,
-    images: of a row; 0 = as in `vision.pack`.
+    augment, canvas_power: as of `VisionBatches`. parts, part_side: as of `with_parts`; 0 parts = whole images, more go with
+    augment='zoom'. cells, images: of a row; 0 = as in `vision.pack`.
     """
     return {"augment": "none", "canvas_power": 0.0, "parts": 0, "part_side": 8, "cells": 0, "images": 0}
 
 
 def make_batches(config, stage, options, table: ImageTable | None = None) -> VisionBatches:
-    """Training batches of a stage with the options of `data_options`; `table` stands in for the prepared data."""
+    """Training batches of a stage with the options of `data_options`; `table` stands in for the prepared data.
+
+    Raises:
+        InputError: parts without augment='zoom', which shows them, or the reverse; or as `image_table`.
+    """
+    if (options.parts > 0) != (options.augment == "zoom"):
+        raise InputError(
+            f"stage options parts={options.parts} and augment={options.augment!r} do not go together: parts of images are "
+            "shown by augment='zoom', which needs parts of 1 or more; whole images by 'none' or 'affine' with parts=0"
+        )
     table = image_table(config, "train") if table is None else table
     if options.parts:
         table = with_parts(table, options.part_side, options.parts)

@@ -1,7 +1,7 @@
 """Codes of any images back to pixels: packing, pixel decoder, refiner, uint8.
 
-Images of any grids are laid into rows of one static shape and decoded a few rows at a time, so one compiled program
-serves every request. Noise is keyed by (seed, image, token): an image does not change with its company.
+Images of any grids are laid into rows of one static shape and decoded a few rows at a time, so few compiled programs
+serve every request. Noise is keyed by (seed, image, token): an image does not change with its company.
 
 Letters: B rows of a chunk, N cells of a row, P patches, L levels, I images of a row.
 """
@@ -43,7 +43,7 @@ def detokenize(
         levels: use the first so many levels only.
         refine: 'flow' (pixel decoder and refiner) or 'none' (pixel decoder alone).
         sampler: overrides of `config_vision.refiner.sampler` (steps, cond_scale, ref_scale).
-        rows: packs decoded at once.
+        rows: most packs decoded at once; see `row_count`.
 
     Returns:
         uint8 images of 28h x 28w pixels, in order.
@@ -62,6 +62,7 @@ def detokenize(
     options = tuple(sorted((config_vision.refiner.sampler.to_dict() | dict(sampler or {})).items()))
     config = (config_vision, refine, options)
     plan = first_fit([h * w for h, w in grids], cells, images)
+    rows = row_count(config_vision, cells, len(plan), rows)
     out: list = [None] * len(codes)
     for start in range(0, len(plan), rows):
         chunk = plan[start : start + rows] + [[]] * (start + rows - len(plan))
@@ -80,6 +81,15 @@ def row_cells(config_vision: ConfigDict, largest: int) -> int:
     """Cells of a row for images of at most `largest` cells: as configured, or the next power of two."""
     cells = config_vision.pack.cells
     return cells if largest <= cells else 1 << (largest - 1).bit_length()
+
+
+def row_count(config_vision: ConfigDict, cells: int, planned: int, rows: int) -> int:
+    """Rows of `cells` cells in one call: as many cells at most as in `rows` rows as configured, for memory grows with them.
+
+    And no more than are `planned`, rounded up to a power of two, for each number of rows is compiled.
+    """
+    most = max(1, min(rows, rows * config_vision.pack.cells // cells))
+    return min(most, 1 << (planned - 1).bit_length())
 
 
 def first_fit(areas: Sequence[int], cells: int, images: int) -> list[list[int]]:

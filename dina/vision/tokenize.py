@@ -1,6 +1,6 @@
 """Images of any sizes to codes: packed into rows of one static shape, a few rows at a time.
 
-The counterpart of detokenize.py: an image larger than a row makes the rows of that call larger, nothing is tiled.
+The counterpart of detokenize.py: an image larger than a row makes the rows of that call larger and fewer, nothing is tiled.
 
 Letters: B rows of a call, N cells of a row, L levels.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from dina.vision import preprocess, tokenizer
-from dina.vision.detokenize import first_fit, row_cells
+from dina.vision.detokenize import first_fit, row_cells, row_count
 
 
 def tokenize_images(
@@ -26,7 +26,7 @@ def tokenize_images(
         config_vision: the `vision` section.
         variables: {'params', 'stats'} with the parts vision_encoder and vision_quantizer.
         images: uint8, sides multiples of 28 (`preprocess.resize_image`).
-        rows: packs encoded at once.
+        rows: most packs encoded at once; see `row_count`.
 
     Returns:
         int32 [h*w, L] per image, in order.
@@ -39,6 +39,7 @@ def tokenize_images(
     areas = [image.shape[0] * image.shape[1] // preprocess.CELL**2 for image in images]
     cells, most = row_cells(config_vision, max(areas)), config_vision.pack.images
     plan = first_fit(areas, cells, most)
+    rows = row_count(config_vision, cells, len(plan), rows)
     out: list = [None] * len(images)
     for start in range(0, len(plan), rows):
         chunk = plan[start : start + rows] + [[]] * (start + rows - len(plan))

@@ -93,7 +93,9 @@ def test_training_reads_captions(data):
 def test_data_that_does_not_fit_is_refused(data):
     task, _ = data
     table = vision_batches.make_table({"image": columns(3)["image"]}, 784, 16 * 784)
-    with pytest.raises(InputError, match="images with captions"):
-        captions.CaptionBatches(task.config, task.stage, ConfigDict(captions.default_options()), table)
+    empty = vision_batches.make_table(columns(3) | {"caption": [""] * 3}, 784, 16 * 784)
+    for silent in (table, empty):
+        with pytest.raises(InputError, match="images with captions"):
+            captions.CaptionBatches(task.config, task.stage, ConfigDict(captions.default_options()), silent)
     with pytest.raises(InputError, match="about digits"):
         vision_batches.VisionBatches(task.config, task.stage, table, "affine")

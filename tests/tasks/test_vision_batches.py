@@ -1,9 +1,15 @@
 """Packed image batches: a pure function of the step, every record once an epoch, digits bent in place."""
 
+import gc
+import weakref
+
 import ml_collections
 import numpy as np
+import PIL.Image
 import pytest
 
+from dina.config import InputError
+from dina.data import folders, sources
 from dina.tasks import vision_batches
 from dina.vision import preprocess
 from dina.vision.config import encoder_config
@@ -47,7 +53,7 @@ def test_rows_hold_each_record_once_within_budget():
     totals = np.where(rows >= 0, areas[rows], 0).sum(axis=1)
     assert totals.max() <= 16 and (rows >= 0).sum(axis=1).max() <= 5
     assert totals.sum() / (16 * len(rows)) > 0.95
-    with pytest.raises(ValueError, match="does not fit a row of 15"):
+    with pytest.raises(InputError, match="an image of 16 cells does not fit a row of 15: .*vision.pack.cells .*options.cells"):
         vision_batches.pack_rows(np.array([16]), np.array([0]), 15, 2)
 
 
@@ -94,3 +100,56 @@ def test_a_row_shows_its_records(table):
     empty = batch["record"] < 0
     assert (batch["digit"][empty] == -1).all() and (batch["grid"][empty] == 0).all()
     assert (np.count_nonzero(batch["segment"], axis=1) == 4 * batch["grid"].prod(-1).sum(-1)).all()
+
+
+@pytest.mark.parametrize("parts, augment", [(2, "none"), (2, "affine"), (0, "zoom")])
+def test_parts_and_zoom_go_together(table, parts, augment):
+    options = ml_collections.ConfigDict(vision_batches.data_options() | {"parts": parts, "part_side": 1, "augment": augment})
+    with pytest.raises(InputError, match=f"parts={parts} and augment='{augment}' do not go together"):
+        vision_batches.make_batches(*make_config(), options, table).batch(0)
+    options.update(parts=2, augment="zoom")
+    assert vision_batches.make_batches(*make_config(), options, table).batch(0)["grid"].max() == 1
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A config of six pictures in files, of which preprocessing resizes half."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(6):
+        side = 56 if number % 2 else 60
+        PIL.Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(tmp_path / "in" / f"{number}.png")
+        (tmp_path / "in" / f"{number}.txt").write_text(f"picture {number}")
+    config, _ = make_config()
+    config.data = folders.default_config()
+    config.data.update(path=str(tmp_path / "in"), shares={"valid": 0.0, "test": 0.0})
+    config.run = ml_collections.ConfigDict({"data_dir": str(tmp_path / "cache")})
+    config.vision.update(min_pixels=784, max_pixels=16 * 784)
+    sources.prepare(config)
+    return config
+
+
+def test_a_table_keeps_no_original_and_is_read_once(prepared, monkeypatch):
+    originals, source = [], sources.open_source(prepared, "images", "train")
+
+    class Watched:
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, index):
+            record = source[index]
+            originals.append(weakref.ref(record["image"]))
+            return record
+
+    monkeypatch.setattr(sources, "open_source", lambda *_: Watched())
+    table = vision_batches.image_table(prepared, "train")
+    gc.collect()
+    kept = [original() for original in originals if original() is not None]
+    assert len(originals) == 6 and len(kept) == 3 and {image.shape for image in kept} == {(56, 56, 3)}
+    assert vision_batches.image_table(prepared, "train") is table and len(originals) == 6
+    wanted = vision_batches.make_table(sources.load_all(prepared, "images", "train"), 784, 16 * 784)
+    np.testing.assert_array_equal(table.images, wanted.images)
+    np.testing.assert_array_equal(table.grid, wanted.grid)
+    assert table.captions == wanted.captions and sorted(table.captions) == [f"picture {n}" for n in range(6)]
+    prepared.vision.max_pixels = 784
+    assert vision_batches.image_table(prepared, "train").grid.max() == 1 and len(vision_batches._LAST) == 1

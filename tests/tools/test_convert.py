@@ -1,5 +1,6 @@
 """tools.convert: a released checkpoint goes in and comes out bit by bit; what does not fit is named and leaves nothing behind."""
 
+import collections
 import dataclasses
 import json
 import shutil
@@ -261,16 +262,79 @@ def test_a_full_disk_is_said_and_leaves_nothing(released, tmp_path, monkeypatch)
     assert not (tmp_path / "w" / "released").exists()
 
 
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("lies", [".", "inner/release"])
+def test_a_checkpoint_where_the_import_would_be_written_survives(released, tmp_path, monkeypatch, lies):
+    shutil.copytree(released, tmp_path / "w" / "released" / lies)
+    whole = contents(tmp_path / "w")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(stream, "_regions", full)
+    (tmp_path / "link").symlink_to(tmp_path / "w" / "released" / lies)
+    for path in (tmp_path / "w" / "released" / lies, tmp_path / "link"):
+        with pytest.raises(InputError, match="lies where the import would be written"):
+            convert.main(["import", "--checkpoint", str(path), "--workdir", str(tmp_path / "w"), "--parts", "audio_tokenizer"])
+    # Nor is it the place of another checkpoint's import.
+    with pytest.raises(InputError, match="released/.* is in the import's place and no import wrote it"):
+        convert.main(["import", "--checkpoint", str(released), "--workdir", str(tmp_path / "w"), "--parts", "audio_tokenizer"])
+    assert contents(tmp_path / "w") == whole
+
+
+@pytest.mark.parametrize("error, raised", [(OSError("unreadable"), InputError), (InputError("a shard is gone"), InputError), (KeyboardInterrupt(), KeyboardInterrupt)])
+def test_an_import_that_ends_early_takes_away_what_it_wrote_and_nothing_else(released, tmp_path, monkeypatch, error, raised):
+    def fail(source, target):
+        assert (tmp_path / "w" / "released" / "result").exists() and target.parent.exists()
+        raise error
+
+    (tmp_path / "w" / "V1").mkdir(parents=True)
+    (tmp_path / "w" / "V1" / "log").write_text("ours")
+    monkeypatch.setattr(convert.shutil, "copyfile", fail)
+    with pytest.raises(raised, match="unreadable|a shard is gone|^$"):
+        attempt(released, tmp_path, "--parts", "audio_tokenizer")
+    assert contents(tmp_path) == {"w/V1/log": b"ours"}
+
+
+def test_files_count_in_the_room_that_an_import_needs(released, tmp_path, monkeypatch):
+    tensor = Released(released).tensors["model.audio_tokenizer.codes"]
+    room = tensor.nbytes + sum((released / name).stat().st_size for name in ("config.json", "tokenizer.json"))
+    free = collections.namedtuple("Usage", "free")
+    monkeypatch.setattr(convert.shutil, "disk_usage", lambda _: free(room - 1))
+    with pytest.raises(InputError, match="the import needs"):
+        attempt(released, tmp_path, "--parts", "audio_tokenizer")
+    monkeypatch.setattr(convert.shutil, "disk_usage", lambda _: free(room))
+    assert attempt(released, tmp_path, "--parts", "audio_tokenizer") == 0
+
+
+def test_an_identity_tells_checkpoints_apart_by_the_middle_of_any_tensor(tmp_path):
+    arrays = {name: np.zeros((512, 1024), np.float32) for name in ("a", "b", "c")} | {"d": np.zeros(3, np.float32)}  # 2 MiB each
+
+    def identity(name="a", index=0, value=0.0):
+        arrays[name].reshape(-1)[index] = value
+        safetensors.numpy.save_file(arrays, tmp_path / "model.safetensors")
+        arrays[name].reshape(-1)[index] = 0
+        return convert._identity(Released(tmp_path))
+
+    assert identity() == identity()
+    found = [identity(), *(identity(name, 2**18, 1.0) for name in "abc"), identity("d", 0, 1.0), identity("d", 2, 1.0)]
+    assert len(set(found)) == len(found)
+
+
 def test_a_killed_import_is_no_import_and_is_not_in_the_way(released, imported, tmp_path, monkeypatch):
     regions, seen = stream._regions, []
 
     def killed(*args):
         seen.append(args)
         if len(seen) > 20:
-            raise KeyboardInterrupt  # as SIGKILL: nothing cleans up
+            raise KeyboardInterrupt
         return regions(*args)
 
     monkeypatch.setattr(stream, "_regions", killed)
+    monkeypatch.setattr(convert, "_remove", lambda *_: None)  # as SIGKILL: nothing cleans up
     with pytest.raises(KeyboardInterrupt):
         convert.main(["import", "--checkpoint", str(released), "--workdir", str(tmp_path / "w")])
     assert (tmp_path / "w" / "released").exists() and checkpoint.finished(tmp_path / "w" / "released") is None

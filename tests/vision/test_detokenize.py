@@ -26,8 +26,10 @@ def setup():
     return vision, variables, [rng.integers(0, 8, (h * w, 3)) for h, w in grids], grids
 
 
-def test_every_image_has_its_size_and_ignores_its_company(setup):
+def test_every_image_has_its_size_and_ignores_its_company(setup, monkeypatch):
     vision, variables, codes, grids = setup
+    shapes, decode = [], detokenize._decode
+    monkeypatch.setattr(detokenize, "_decode", lambda config, of, batch, *more: shapes.append(batch["codes"].shape[:2]) or decode(config, of, batch, *more))
     images = detokenize.detokenize(vision, variables, codes, grids, rows=2)
     assert [image.shape for image in images] == [(28 * h, 28 * w, 3) for h, w in grids]
     assert all(image.dtype == np.uint8 for image in images)
@@ -37,6 +39,7 @@ def test_every_image_has_its_size_and_ignores_its_company(setup):
     assert np.abs(images[1].astype(int) - again[1]).max() > 1
     larger = detokenize.detokenize(vision, variables, [np.zeros((8, 3), int)], [(2, 4)], rows=2)  # more than a pack
     assert larger[0].shape == (56, 112, 3)
+    assert shapes == [(2, 6)] * 4 + [(1, 8)]
 
 
 def test_levels_and_seed_matter(setup):
@@ -55,6 +58,14 @@ def test_first_fit_places_each_image_once_within_the_budgets():
     rows = detokenize.first_fit(areas, 6, 3)
     assert sorted(n for row in rows for n in row) == list(range(8))
     assert all(sum(areas[n] for n in row) <= 6 and len(row) <= 3 for row in rows)
+
+
+def test_a_call_has_no_more_rows_than_planned_and_no_more_cells_than_configured(setup):
+    vision, *_ = setup  # 6 cells a row
+    rows = lambda cells, planned, most: detokenize.row_count(vision, cells, planned, most)
+    assert [rows(6, planned, 16) for planned in (1, 2, 3, 9, 99)] == [1, 2, 4, 16, 16]
+    assert [rows(6, planned, 12) for planned in (1, 9, 99)] == [1, 12, 12]
+    assert [rows(cells, 99, 16) for cells in (8, 16, 64, 128, 4096)] == [12, 6, 1, 1, 1]
 
 
 def test_errors(setup):

@@ -30,11 +30,14 @@ def test_codes_of_an_image_do_not_depend_on_its_company(setup):
     assert tokenize.tokenize_images(vision, variables, []) == []
 
 
-def test_an_image_larger_than_a_row_is_not_cut(setup):
+def test_an_image_larger_than_a_row_is_not_cut_and_makes_fewer_rows(setup, monkeypatch):
     vision, variables, images = setup
+    shapes, run = [], tokenizer.tokenize
+    monkeypatch.setattr(tokenizer, "tokenize", lambda config, of, batch: shapes.append(batch["patches"].shape[:2]) or run(config, of, batch))
     large = np.concatenate([images[3]] * 2)  # 4 x 3 cells, a row has 6
     codes = tokenize.tokenize_images(vision, variables, [images[0], large], rows=2)
     wide = vision.copy_and_resolve_references()
     wide.pack.cells = 12
     np.testing.assert_array_equal(codes[1], tokenize.tokenize_images(wide, variables, [large], rows=2)[0])
     np.testing.assert_array_equal(codes[0], tokenize.tokenize_images(vision, variables, images[:1], rows=2)[0])
+    assert shapes == [(1, 4 * 16), (1, 4 * 12), (1, 4 * 6)]
