@@ -31,9 +31,11 @@ def main(argv: list[str]) -> int:
     spent = json.loads(clock.read_text()) if clock.exists() else {}
     for name, module in STEPS:
         before = _processor_seconds()
-        code = subprocess.run([sys.executable, "-m", module, f"--config={args.config}", f"--workdir={args.workdir}"]).returncode
-        spent[name] = (spent.get(name, 0.0) if name == "train" else 0.0) + _processor_seconds() - before
-        clock.write_text(json.dumps(spent, indent=1))
+        try:
+            code = subprocess.run([sys.executable, "-m", module, f"--config={args.config}", f"--workdir={args.workdir}"]).returncode
+        finally:
+            spent[name] = (spent.get(name, 0.0) if name == "train" else 0.0) + _processor_seconds() - before
+            clock.write_text(json.dumps(spent, indent=1))
         if code:
             return code
         print(f"dina: stamps: {name} took {spent[name] / 60:.1f} processor minutes", flush=True)

@@ -64,12 +64,13 @@ def choose(config: ConfigDict, split: str, count: int, seed: int) -> Pictures:
 
 
 def packs(config_vision: ConfigDict, images: Sequence[np.ndarray], grids: Sequence[tuple[int, int]]):
-    """Yields (image numbers of each row, stacked packs of ROWS rows) until all images are there."""
+    """Yields (image numbers of each row, stacked packs of at most ROWS rows) until all images are there."""
     areas, pack, window = [h * w for h, w in grids], config_vision.pack, config_vision.encoder.window_cells
     cells = detokenize.row_cells(config_vision, max(areas))
     plan = detokenize.first_fit(areas, cells, pack.images)
-    for start in range(0, len(plan), ROWS):
-        chunk = plan[start : start + ROWS] + [[]] * (start + ROWS - len(plan))
+    rows = detokenize.row_count(config_vision, cells, len(plan), ROWS)
+    for start in range(0, len(plan), rows):
+        chunk = plan[start : start + rows] + [[]] * (start + rows - len(plan))
         parts = [preprocess.pack_images([images[n] for n in row], cells, pack.images, window) for row in chunk]
         yield chunk, {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
@@ -133,7 +134,8 @@ class TokenizerCodec:
     def search_program(self, depth: int) -> tuple[Callable, tuple, int]:
         """The same of projection and search of the first `depth` levels, on VECTORS features."""
         cfg = dataclasses.replace(self.cfg, sizes=self.sizes[:depth])
-        books = {"codebook": {book: self.quantizer["stats"]["codebook"][book] for book in cfg.books}}
+        stats = self.quantizer["stats"]
+        books = {name: {book: stats[name][book] for book in cfg.books} for name in ("codebook", "in", "out") if name in stats}
         z_NZ = np.random.default_rng(0).standard_normal((VECTORS, self.vision.bridge.out_dim), np.float32)
         search = lambda params, books, z_NZ: rvq.encode(cfg, books, self.tokenizer.project(params, z_NZ))
         return search, (self.quantizer["params"], books, z_NZ), VECTORS
