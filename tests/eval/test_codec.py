@@ -56,9 +56,9 @@ def written(tmp_path, monkeypatch):
     monkeypatch.setattr(codec, "tokenize_images", lambda vision, variables, images: [
         np.full((i.shape[0] * i.shape[1] // 784, 2), n % 16) for n, i in enumerate(images)])
     # One level is off by 40, two by 4.
-    calls = iter(["test"] * 4 + ["photos"] * 4)  # two depths, each decoded twice
+    calls = iter(["test"] * 4 + ["photos"] * 4)  # two depths, and twice to take the time
 
-    def fake(vision, variables, codes, grids, levels, refine):
+    def fake(vision, variables, codes, grids, refine, levels=2):
         images = pictures[next(calls)]["image"]
         return [np.clip(image.astype(int) + (40, 4)[levels - 1], 0, 255).astype(np.uint8) for image in images]
 
