@@ -126,7 +126,7 @@ def strips(run: Run) -> str:
 def _image(run: Run, name: str | None) -> str:
     if name is None:
         return "<span></span>"
-    return f'<img alt="" width="150" src="{figures.data_address(run.media(name))}" style="image-rendering:auto">'
+    return f'<img alt="" width="104" src="{figures.data_address(run.media(name))}" style="image-rendering:auto">'
 
 
 def health(run: Run) -> str:
