@@ -23,7 +23,7 @@ GOOD, BAD = "#2f7d4f", "#c0392b"
 TOP_HERTZ, SPAN_SECONDS = 8000, 1.28  # what every spectrogram spans at least; one chunk of the tokenizer
 _TYPES = {".png": "image/png", ".wav": "audio/wav", ".svg": "image/svg+xml"}
 _MAX_TERMS = 6
-_RC = {"font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none", "axes.edgecolor": RULE, "axes.labelcolor": MUTED,
+STYLE = {"font.size": 9, "font.family": "sans-serif", "svg.fonttype": "none", "axes.edgecolor": RULE, "axes.labelcolor": MUTED,
        "xtick.color": MUTED, "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False, "text.color": INK,
        "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "svg.hashsalt": "dina",
        "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"]}
@@ -34,7 +34,8 @@ def data_address(path: pathlib.Path) -> str:
     return f"data:{_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _address(figure, kind: str, **options) -> str:
+def address(figure, kind: str, **options) -> str:
+    """A figure as a data address; it is closed."""
     out = io.BytesIO()
     # A fixed creation date, so that equal runs give equal pages.
     figure.savefig(out, format=kind, metadata={"Date": None} if kind == "svg" else None, **options)
@@ -61,7 +62,7 @@ def curves(name: str, lines: Sequence[dict[str, Any]]) -> str:
     terms = sorted(key for key in keys if key.startswith("loss/"))[:_MAX_TERMS]
     shares = [key for key in keys if "accuracy" in key] + [key for key in keys if "cosine" in key or key.startswith("usage")]
     shares = [key for key in shares if not key.startswith("loss")][:_MAX_TERMS]
-    with plt.rc_context(_RC):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(9.2, 2.45), layout="constrained")
         _panel(axes[0], lines, (["loss"] if terms != ["loss"] else []) + terms, f"{name}: loss")
         values = np.concatenate([numbers(lines, key)[1] for key in ["loss", *terms]] or [np.zeros(0)])
@@ -74,12 +75,12 @@ def curves(name: str, lines: Sequence[dict[str, Any]]) -> str:
             _panel(axes[1], lines, ["grad_norm"], f"{name}: gradient norm")
             if (numbers(lines, "grad_norm")[1] > 0).any():
                 _log(axes[1])
-        return _address(figure, "svg")
+        return address(figure, "svg")
 
 
 def points(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], x_name: str, y_name: str) -> str:
     """Lines of (name, x, y) over a logarithmic x axis."""
-    with plt.rc_context(_RC):
+    with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
         for (name, x, y), colour in zip(series, COLOURS, strict=False):
             axis.plot(x, y, "o-", color=colour, linewidth=1.5, markersize=4, label=name)
@@ -91,7 +92,7 @@ def points(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], x_nam
         axis.set_ylabel(y_name)
         axis.grid(True, color=RULE, linewidth=0.6)
         axis.legend(frameon=False)
-        return _address(figure, "svg")
+        return address(figure, "svg")
 
 
 def _log(axis) -> None:

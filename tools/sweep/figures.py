@@ -6,8 +6,6 @@ fewer levels than the longest one is a hollow dashed line.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 
 import matplotlib
@@ -15,15 +13,11 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt, ticker  # noqa: E402
 
-from tools.report.figures import COLOURS, INK, MUTED, RULE  # noqa: E402
+from tools.report.figures import COLOURS, INK, MUTED, RULE, STYLE, address  # noqa: E402
 from tools.sweep.plan import describe  # noqa: E402
 from tools.sweep.summary import Group, Point  # noqa: E402
 
 STYLES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)))
-_RC = {"font.size": 9, "svg.fonttype": "none", "axes.edgecolor": RULE, "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": MUTED,
-       "axes.spines.top": False, "axes.spines.right": False, "text.color": INK, "axes.titlesize": 10, "axes.titleweight": "bold",
-       "axes.titlelocation": "left", "svg.hashsalt": "dina", "font.family": "sans-serif",
-       "font.sans-serif": ["Inter", "Helvetica Neue", "Arial", "DejaVu Sans"]}  # fmt: skip
 Value = Callable[[Point], float | tuple[float, float, float] | None]
 NAMES = {"psnr_db": "PSNR, dB", "ssim": "SSIM", "language": "bits an image under the language model"}
 
@@ -77,7 +71,7 @@ def curves(points: Sequence[Point], panels: Sequence[tuple[str, str, Value, str,
     """
     groups = list({point.group.name: point.group for point in points}.values())
     look = Look(groups)
-    with plt.rc_context(_RC):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(panels), figsize=(9.6, 3.4), layout="constrained", squeeze=False)
         for axis, (title, x_label, x, y_label, y) in zip(axes[0], panels, strict=True):
             _panel(axis, title, x_label, y_label)
@@ -92,7 +86,7 @@ def curves(points: Sequence[Point], panels: Sequence[tuple[str, str, Value, str,
                 axis.yaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
                 axis.yaxis.set_minor_formatter(ticker.NullFormatter())
         _legend(figure, axes[0][0])
-        return _address(figure)
+        return address(figure, "svg")
 
 
 def _line(axis, row: Sequence[Point], x: Value, y: Value, style: dict, label: str) -> None:
@@ -112,7 +106,7 @@ def front(points: Sequence[Point], name: str, title: str, x_label: str, x: Value
     """All points of PSNR over a cost, those of the front joined by a step and named by their depth."""
     groups = list({point.group.name: point.group for point in points}.values())
     look = Look(groups)
-    with plt.rc_context(_RC):
+    with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(9.6, 3.8), layout="constrained")
         _panel(axis, title, x_label, NAMES["psnr_db"])
         first = lambda v: v[0] if isinstance(v, tuple) else v
@@ -128,14 +122,14 @@ def front(points: Sequence[Point], name: str, title: str, x_label: str, x: Value
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))
         _legend(figure, axis)
-        return _address(figure)
+        return address(figure, "svg")
 
 
 def dots(points: Sequence[Point], names: Sequence[str]) -> str:
     """Each configuration at its largest depth: value and interval of some scores, one panel a score."""
     last = list({point.group.name: point for point in points}.values())
     look = Look([point.group for point in last])
-    with plt.rc_context(_RC):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(names), figsize=(9.6, 0.9 + 0.24 * len(last)), layout="constrained", squeeze=False, sharey=True)
         for axis, name in zip(axes[0], names, strict=True):
             _panel(axis, NAMES[name], "", "")
@@ -148,7 +142,7 @@ def dots(points: Sequence[Point], names: Sequence[str]) -> str:
                 axis.plot([value], [place], "o", color=colour, markersize=4.5)
         axes[0][0].set_yticks(range(len(last)), [f"{p.group.name}" + (f", depth {p.depth}" if p.depth else "") for p in last], fontsize=8)
         axes[0][0].invert_yaxis()
-        return _address(figure)
+        return address(figure, "svg")
 
 
 def _panel(axis, title: str, x_label: str, y_label: str) -> None:
@@ -162,10 +156,3 @@ def _panel(axis, title: str, x_label: str, y_label: str) -> None:
 def _legend(figure, axis) -> None:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=min(4, max(1, len(labels))), frameon=False, fontsize=7.5, handlelength=2.6)
-
-
-def _address(figure) -> str:
-    out = io.BytesIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})  # equal runs give equal pages
-    plt.close(figure)
-    return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"
