@@ -143,7 +143,7 @@ def init(model: Model, key: Array) -> dict[str, dict[str, Any]]:
 
 def serve(model: Model, params: dict[str, Any], rows: int) -> dict[str, Any]:
     """{part: tree} as decoding `rows` rows together wants it; computes the same."""
-    if not rearranges(rows):
+    if not rearranges():
         return params
     served = {"backbone": block.serve(model.trunk, params["backbone"], rows)}
     served |= {name: depth.serve(params[name], rows) for name in ("visual_head", "audio_head")}

@@ -19,7 +19,7 @@ from dina.backbone import experts, rope
 from dina.backbone.attention import MLA, absorb
 from dina.backbone.config import BackboneConfig
 from dina.backbone.experts import SparseFFN
-from dina.backbone.linear import product, turn, turn_all, weight
+from dina.backbone.linear import FEW_ROWS, product, turn, turn_all, turns, weight
 from dina.backbone.norm import RMSNorm, fan_in
 
 
@@ -73,22 +73,24 @@ def init_cache(cfg: BackboneConfig, batch: int, length: int, params: dict | None
 
 
 def serve(cfg: BackboneConfig, params: dict, rows: int) -> dict:
-    """Parameters for decoding `rows` (few) rows together on a CPU: one subtree a layer (a loop over stacked ones copies each
-    layer's weights first), experts apart unless they are many, and from two rows on other matrices turned."""
+    """Parameters for `rows` rows together on a CPU (of positions, where whole sequences are read; no gradient): one subtree a
+    layer (a loop over stacked ones copies each layer's weights first); for few rows experts apart unless they are many, and
+    from two rows on other matrices turned; for many rows experts in turn."""
     rest = {name: tree for name, tree in params.items() if name != "layers"}
+    few = rows <= FEW_ROWS
     layers = {f"layers_{i}": jax.tree.map(lambda x: x[i], params["layers"]) for i in range(cfg.layers)}
     for layer in layers.values():
         for i in (0, 1):
             attention, ffn = layer[f"attention_{i}"], layer[f"ffn_{i}"]
-            if cfg.attention.decode == "absorbed":
+            if few and cfg.attention.decode == "absorbed":
                 attention = attention | {"kv_b": absorb(attention["kv_b"], cfg.attention.nope)}
-            if rows > 1:
+            if turns(rows):
                 o_HVD = attention["o"]
                 turned = {name: turn(attention[name]) for name in ("q_a", "q_b", "kv_a")}
                 attention = attention | turned | {"o": turn(o_HVD.reshape(-1, o_HVD.shape[-1]))}
             layer[f"attention_{i}"], layer[f"ffn_{i}"] = attention, turn_all(ffn, rows)
-        if cfg.experts.dispatch == "gather" and cfg.layers * cfg.experts.real <= MOST_APART:
-            layer["experts"] = experts.serve(layer["experts"], cfg.dtype)
+        if cfg.experts.dispatch == "gather" and (not few or cfg.layers * cfg.experts.real <= MOST_APART):
+            layer["experts"] = experts.serve(layer["experts"], cfg.dtype, few)
     return rest | layers
 
 

@@ -25,9 +25,10 @@ class RoutingStats(NamedTuple):
     overflow: Int[Array, ""]
 
 
-def serve(params: dict, dtype: str) -> dict:
-    """The block's parameters with every expert's matrices apart, in the compute type."""
-    return {"router": params["router"], "apart": dispatch.apart(dispatch.Experts(*(params[name].astype(dtype) for name in ("gate", "up", "down"))))}
+def serve(params: dict, dtype: str, few: bool) -> dict:
+    """The block's parameters in the form that serving `few` or many rows wants, in the compute type."""
+    stacked = dispatch.Experts(*(params[name].astype(dtype) for name in ("gate", "up", "down")))
+    return {"router": params["router"], "served": dispatch.served(stacked, few)}
 
 
 class SparseFFN(nn.Module):
@@ -54,8 +55,8 @@ class SparseFFN(nn.Module):
         u_ND = u_BSD.reshape(-1, width)
         routing = Router(cfg, self.groups, name="router")(u_ND, bias_E, group_BS.reshape(-1))
         into = fan_in(1, 2, batch=(0,))
-        if self.has_variable("params", "apart"):
-            weights = self.get_variable("params", "apart")
+        if self.has_variable("params", "served"):
+            weights = self.get_variable("params", "served")
         else:
             weights = dispatch.Experts(
                 self.param("gate", into, (cfg.real, width, cfg.hidden)).astype(dtype),

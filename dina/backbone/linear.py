@@ -25,9 +25,9 @@ class Served:
     """What stands in for a parameter while serving."""
 
 
-def rearranges(rows: int) -> bool:
-    """Whether decoding `rows` rows together wants weights in another form than the stored one: few rows on a CPU."""
-    return jax.default_backend() == "cpu" and rows <= FEW_ROWS
+def rearranges() -> bool:
+    """Whether serving wants weights in another form than the stored one: on a CPU."""
+    return jax.default_backend() == "cpu"
 
 
 @jax.tree_util.register_dataclass
@@ -49,8 +49,13 @@ def turn(w: Float[Array, "D *out"]) -> Turned:
 
 
 def turn_all(tree: dict[str, Array], rows: int) -> dict[str, Array | Turned]:
-    """Every weight of a module `turn`ed, unless a single row is decoded."""
-    return {name: turn(w) for name, w in tree.items()} if rows > 1 else tree
+    """Every weight of a module `turn`ed, if a few rows and more than one are decoded."""
+    return {name: turn(w) for name, w in tree.items()} if turns(rows) else tree
+
+
+def turns(rows: int) -> bool:
+    """Whether so many rows want `turn`ed weights."""
+    return 1 < rows <= FEW_ROWS
 
 
 def weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Array | Served:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dina import model as model_lib
-from dina.backbone.linear import rearranges
+from dina.backbone import linear
 from dina.config import InputError
 from dina.decode import generate, guidance, sampling
 from dina.decode.prompts import Prompt
@@ -123,7 +123,7 @@ class Generator:
         self.rows, self.prompt_step, self.reply_step = max(rows, 2), prompt_step, reply_step
         params, stats = jax.tree.map(jnp.asarray, (params, stats))  # host arrays would be copied at every call
         serve = jax.jit(functools.partial(model_lib.serve, model, rows=self.rows))
-        self.model, self.params, self.stats = model, serve(params) if rearranges(self.rows) else params, stats
+        self.model, self.params, self.stats = model, serve(params) if linear.rearranges() else params, stats
         self.unconditional, self.order, self.chunk = unconditional, order, prefill_chunk
 
     def read(self, document: Document) -> generate.Prefix:

@@ -23,7 +23,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from dina.backbone.config import DepthConfig
-from dina.backbone.linear import Turned, product, turn, weight
+from dina.backbone.linear import Turned, product, turn, turns, weight
 from dina.backbone.norm import RMSNorm, fan_in
 from dina.heads.linear_loss import PADDED_LOGIT, linear_cross_entropy
 
@@ -193,8 +193,8 @@ def losses(
 
 
 def serve(params: dict, rows: int) -> dict:
-    """The head's parameters with matrices as two and more rows on a CPU want them; `step` computes the same."""
-    if rows == 1:
+    """The head's parameters with matrices as `rows` rows on a CPU want them; `step` computes the same."""
+    if not turns(rows):
         return params
     turned = {}
     for name, tree in params.items():

@@ -139,6 +139,16 @@ def test_experts_apart_compute_the_same(count, tight):
     w, u, expert, weight = tokens(3.0, count + 1)
     u, expert, weight = u[1:], expert[1:], weight[1:]
     cfg = dataclasses.replace(CFG, dispatch="gather")
-    y, overflow = jax.jit(lambda w, *rest: dispatch.run(cfg, dispatch.apart(w), *rest))(w, u, expert, weight)
+    y, overflow = jax.jit(lambda w, *rest: dispatch.run(cfg, dispatch.served(w, few=True), *rest))(w, u, expert, weight)
     np.testing.assert_allclose(y, by_hand(w, u, expert, weight), atol=1e-5)
     assert (int(overflow) > 0) == (count > 24)
+
+
+@pytest.mark.parametrize("count, skew", [(1, 0.0), (40, 0.0), (40, 9.0), (300, 3.0)])
+def test_experts_in_turn_compute_the_same_and_nobody_waits(count, skew, tight):
+    w, u, expert, weight = tokens(skew, count + 1)
+    u, expert, weight = u[1:], expert[1:], weight[1:]
+    cfg = dataclasses.replace(CFG, dispatch="gather")
+    y, overflow = jax.jit(lambda w, *rest: dispatch.run(cfg, dispatch.served(w, few=False), *rest))(w, u, expert, weight)
+    np.testing.assert_allclose(y, by_hand(w, u, expert, weight), atol=1e-5)
+    assert int(overflow) == 0

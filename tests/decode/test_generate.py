@@ -83,12 +83,15 @@ def _greedy_codes(name, h, codes):
     return [int(np.argmax(np.asarray(x)[0, :n])) for x, n in zip(logits, last)]
 
 
-def test_many_rows_with_plain_parameters_say_the_same_as_few():
+@pytest.mark.parametrize("rearranges, form", [(True, "layers_0"), (False, "layers")])
+def test_many_rows_say_the_same_as_few(rearranges, form, monkeypatch):
+    few = generator()
+    monkeypatch.setattr(linear, "rearranges", lambda: rearranges)
     requests = [_write(text=GREEDY), _paint(1, visual=GREEDY), _speak(2, text=GREEDY, audio=GREEDY)]
     variables = tiny.variables()
     many = batching.Generator(tiny.model(), variables["params"], variables["stats"], rows=linear.FEW_ROWS + 1)
-    assert "layers" in many.params["backbone"] and "layers" not in generator().params["backbone"]
-    for ours, theirs in zip(many(requests), generator()(requests), strict=True):
+    assert form in many.params["backbone"] and "layers_0" in few.params["backbone"]
+    for ours, theirs in zip(many(requests), few(requests), strict=True):
         np.testing.assert_array_equal(ours.tokens_T, theirs.tokens_T)
         np.testing.assert_array_equal(ours.codes_TL, theirs.codes_TL)
 

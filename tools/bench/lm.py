@@ -47,7 +47,7 @@ def forward(batch: int = 1, length: int = LENGTH) -> Workload:
     """Logits of `batch` rows of `length` ids."""
     released, variables, cfg = random_weights(CONFIG)
     ids = np.random.default_rng(1).integers(3, CONFIG["vocab_size"], (batch, length))
-    run = jax.jit(functools.partial(_logits, cfg))
+    run, variables = jax.jit(functools.partial(_logits, cfg)), _served(cfg, variables, batch * length)
     tokens = jnp.asarray(ids, jnp.int32)
     return Workload(
         name=f"batch {batch}, {length} tokens", ours=lambda: run(variables, tokens), peer="lm_forward", config=CONFIG,
@@ -61,16 +61,20 @@ def decode(batch: int) -> Workload:
     released, variables, cfg = random_weights(CONFIG)
     ids = np.random.default_rng(1).integers(3, CONFIG["vocab_size"], (batch, PROMPT))
     run, tokens = jax.jit(functools.partial(_greedy, cfg)), jnp.asarray(ids, jnp.int32)
-    params = variables["params"]
-    if linear.rearranges(batch):  # as `dina.model.serve` does it
-        serve = lambda p: {"backbone": block.serve(cfg, p["backbone"], batch), "lm_head": linear.turn_all(p["lm_head"], batch)}
-        params = params | jax.block_until_ready(jax.jit(serve)(params))
-    variables = variables | {"params": params}
+    variables = _served(cfg, variables, batch)
     return Workload(
         name=f"batch {batch}", ours=lambda: run(variables, tokens), peer="lm_decode", config=CONFIG | {"bench": {"new": NEW}},
         tensors=released | {"input_ids": ids}, amount=batch * NEW, check=_same_ids,
         flops=flops(cfg, batch, PROMPT) + NEW * flops(cfg, batch, 1), bytes=NEW * _step_bytes(cfg, released, batch),
     )  # fmt: skip
+
+
+def _served(cfg: BackboneConfig, variables, rows: int):
+    """Variables in the form in which `dina.model.serve` gives them to `rows` rows."""
+    if not linear.rearranges():
+        return variables
+    serve = lambda p: {"backbone": block.serve(cfg, p["backbone"], rows), "lm_head": linear.turn_all(p["lm_head"], rows)}
+    return variables | {"params": variables["params"] | jax.block_until_ready(jax.jit(serve)(variables["params"]))}
 
 
 def _apply(cfg, variables, ids, **kwargs):

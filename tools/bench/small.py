@@ -64,7 +64,7 @@ def depth_head(batch: int = 8, classes: int = 16384, levels: int = 8, width: int
 
         return jax.lax.scan(body, (h_MD, depth.init_cache(module, batch)), jnp.arange(levels))[1].T
 
-    if linear.rearranges(batch):
+    if linear.rearranges():
         params = jax.jit(functools.partial(depth.serve, rows=batch))(params)
     used = sum(w.nbytes for name, w in named.items() if not name.endswith(("linear1.bias", "linear2.bias")))
     tensors = named | {f"embedding.{i}": table for i, table in enumerate(embedding)} | {"hidden": hidden}
