@@ -4,6 +4,7 @@ Run card
     make stamps                                  packages, training, scores and page: runs/stamps/report.html
     python -m dina.train --config=experiments/stamps.py --workdir=DIR            the stages alone
     python -m dina.train --config=experiments/stamps.py:smoke --workdir=DIR      each in a few steps
+Variants: refiner (a last stage V4, by flow matching; the page then shows its pictures as well), smoke (tiny numbers, comes last).
 Data: captioned stamps, drawings and clip art from Debian packages (dina/data/stamps.py), split by picture and caption;
 photographs of scikit-image and scikit-learn as an out-of-domain test. Hardware: 2 CPU cores.
 """
@@ -20,6 +21,8 @@ from dina.vision import config as vision
 from experiments.digits import stage
 
 ORDER = ("V0", "V1", "V2", "V2w")
+# Rows of one part of 224 x 224 pixels: a step on whole pictures sees two for the time of eight parts.
+PARTS = {"augment": "zoom", "parts": 4, "part_side": 8, "cells": 64, "images": 4}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -54,16 +57,14 @@ def vision_stages() -> dict[str, ConfigDict]:
     """V0 captions, V1 quantizer, V2 pixel decoder on parts of pictures, V2w the same on whole ones."""
     seen = {"vision_encoder": "V0"}
     coded = seen | {"vision_quantizer": "V1"}
-    # Eight parts of 224 x 224 pixels a step: a step on whole pictures sees two for the same time.
-    parts = {"augment": "zoom", "parts": 4, "part_side": 8, "cells": 64, "images": 4}
     stages_ = {
         "V0": stage("captions", 600, 8, 2e-3, ("vision_encoder", "align_lm"), {"text": 0.3, "pixels": 5.0}, ema_decay=0.99,
-                    options=parts),
+                    options=PARTS),
         "V1": stage("visual_tokens", 100, 64, 3e-4, ("vision_quantizer",), {"commit": 0.25, "cosine": 1.0, "smooth_l1": 1.0},
-                    init_from=seen, options=parts | {"kmeans_vectors": 32768, "pixel_share": 0.75}),
+                    init_from=seen, options=PARTS | {"kmeans_vectors": 32768, "pixel_share": 0.75}),
         "V2": stage("pixels", 750, 8, 2e-3, ("pixel_decoder",), {"l1": 1.0, "l2": 1.0}, init_from=coded,
                     freeze_stats=("vision_quantizer",), ema_decay=0.99,
-                    options=parts | {"truncate": 0.3, "align_stride": 0}),
+                    options=PARTS | {"truncate": 0.3, "align_stride": 0}),
         "V2w": stage("pixels", 60, 2, 3e-4, ("pixel_decoder",), {"l1": 1.0, "l2": 1.0},
                      init_from=coded | {"pixel_decoder": "V2"}, freeze_stats=("vision_quantizer",), ema_decay=0.98,
                      options={"truncate": 0.3, "align_stride": 0}),
@@ -73,6 +74,14 @@ def vision_stages() -> dict[str, ConfigDict]:
     for name in ("V2", "V2w"):
         stages_[name].optimizer.muon = ("pixel_decoder/layers/*/kernel", "pixel_decoder/unmerge*/kernel")
     return stages_
+
+
+def refiner(c: ConfigDict) -> None:
+    """One more stage: V4, the refiner, on parts of pictures; the stages before it stay what they are."""
+    before = {"vision_encoder": "V0", "vision_quantizer": "V1", "pixel_decoder": "V2w"}
+    c.stages.V4 = stage("refiner", 150, 4, 2e-3, ("refiner",), {"velocity": 1.0}, init_from=before,
+                        freeze_stats=("vision_quantizer",), ema_decay=0.98, options=PARTS)
+    c.order, c.jobs = (*c.order, "V4"), (*c.jobs, "V4")
 
 
 def smoke(c: ConfigDict) -> None:
@@ -87,4 +96,4 @@ def smoke(c: ConfigDict) -> None:
     c.stages.V1.options.kmeans_vectors = 1024
 
 
-VARIANTS = {"smoke": smoke}
+VARIANTS = {"refiner": refiner, "smoke": smoke}

@@ -1,19 +1,21 @@
 """Scores a visual tokenizer as a codec of pictures: `python -m dina.eval.codec --config=experiments/X.py --workdir=DIR`.
 
 Held-out pictures of any sizes (at most 128 of split 'test', and of 'photos' where there is one) go to codes and back at
-several depths, beside JPEG and WebP of as many bytes. Writes to `<workdir>/eval/`:
-  pictures.jsonl     one line a picture and codec: split, index, source, native, height, width, codec ('dina', 'jpeg', 'webp'),
-                     levels (whose bytes the other codecs had), bytes (of codes or of compressed pixels, without headers), psnr_db,
-                     ssim, lpips_like; `file` where one was kept
+several depths, beside JPEG and WebP of as many bytes; through the refiner too, where the experiment has one. Writes to
+`<workdir>/eval/`:
+  pictures.jsonl     one line a picture and codec: split, index, source, native, height, width, codec ('dina', 'jpeg', 'webp',
+                     'refined'), levels (whose bytes the other codecs had), bytes (of codes or of compressed pixels, without
+                     headers), psnr_db, ssim, lpips_like; `file` where one was kept
   pictures/          kept originals and reconstructions
   codebooks.json     usage and perplexity of every level over the codes of these held-out pictures, and over those of cells
-                     that are not of one colour (half of a drawing may be its ground)
+                     that are not of one colour (half of a drawing may be its ground); `bound`, see `perplexity_bound`
   scores.json        KID of every codec and depth, milliseconds a picture, and the protocol of every number
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import pathlib
@@ -34,6 +36,7 @@ from dina.vision import detokenize, preprocess
 from dina.vision.tokenize import tokenize_images
 
 PARTS = ["vision_encoder", "vision_quantizer", "pixel_decoder"]
+REFINER = "refiner"  # the task of the stage that trains it, and its part
 LEVELS = (1, 2, 4, 8)
 NETWORK = "efficientnet_lite0"
 SPLITS = ("test", "photos")
@@ -53,11 +56,32 @@ def spread(total: int, count: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, total - 1, min(count, total))})
 
 
+def cells_of(image: np.ndarray) -> np.ndarray:
+    """The cells of a picture [H, W, 3] in raster order, [cells, pixels of one, 3]."""
+    h, w, cell = image.shape[0] // preprocess.CELL, image.shape[1] // preprocess.CELL, preprocess.CELL
+    return image.reshape(h, cell, w, cell, 3).swapaxes(1, 2).reshape(h * w, cell * cell, 3)
+
+
 def busy_cells(image: np.ndarray) -> np.ndarray:
     """Whether each cell, in raster order, has more than one colour."""
-    h, w, cell = image.shape[0] // preprocess.CELL, image.shape[1] // preprocess.CELL, preprocess.CELL
-    cells = image.reshape(h, cell, w, cell, 3).swapaxes(1, 2).reshape(h * w, cell * cell, 3)
+    cells = cells_of(image)
     return (cells != cells[:, :1]).any((1, 2))
+
+
+def perplexity_bound(counts: Sequence[int], size: int) -> float:
+    """The largest perplexity of `size` codes where equal things have equal codes: those that are frequent, one code each, and
+    all others spread evenly over the codes that are left.
+
+    Args:
+        counts: how often each different thing occurs.
+        size: codes.
+    """
+    shares = sorted((count / sum(counts) for count in counts), reverse=True)
+    left, own = 1.0, 0
+    while own < min(size - 1, len(shares)) and shares[own] * (size - own) > left:
+        left, own = left - shares[own], own + 1
+    rest = left * math.log((size - own) / left) if left > 1e-9 else 0.0
+    return math.exp(rest - sum(share * math.log(share) for share in shares[:own]))
 
 
 def read(config, split: str) -> dict[str, list]:
@@ -114,7 +138,8 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         InputError: a stage is not finished, or the data is not prepared or has no split 'test'.
     """
     begun, folder = time.time(), workdir / "eval"
-    params, stats = stages.load_parts(config, workdir, PARTS)
+    refined = any(stage.task == REFINER for stage in config.stages.values())
+    params, stats = stages.load_parts(config, workdir, PARTS + [REFINER] * refined)
     network = feature_weights.load(NETWORK, cache.directory(config))
     rows, scores = [], {}
     for split in SPLITS:
@@ -151,16 +176,24 @@ def measure(config_vision, variables, measured: Measured) -> list[np.ndarray]:
             found = [image_codecs.at_bytes(image, codec, size) for image, size in zip(images, room, strict=True)]
             measured.add(codec, levels, [coded.image for coded in found], [coded.payload_bytes for coded in found])
         print(f"dina: codec: {split}: {levels} levels done", flush=True)
+    if REFINER in variables["params"]:
+        made = detokenize.detokenize(config_vision, variables, codes, grids, refine="flow")
+        measured.add("refined", len(sizes), made, [code_bytes(len(code), sizes, len(sizes)) for code in codes])
     decode = lambda: detokenize.detokenize(config_vision, variables, codes[:_TIMED], grids[:_TIMED], refine="none")
     measured.scores[f"decode_ms_{split}"] = _milliseconds(decode, len(few))
     return codes
 
 
 def health(config_vision, images: Sequence[np.ndarray], codes: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Usage and perplexity over all cells, and over those of more than one colour."""
+    """Usage and perplexity over all cells, and over those of more than one colour, and what perplexity could be at most."""
     every, busy = np.concatenate(codes), np.concatenate([busy_cells(image) for image in images])
-    sizes = config_vision.quantizer.sizes
-    return {name: metrics.codebook_statistics(some, sizes) for name, some in (("visual", every), ("visual_busy", every[busy]))}
+    seen = np.array([hashlib.blake2b(cell.tobytes(), digest_size=16).digest() for image in images for cell in cells_of(image)])
+    sizes, found = config_vision.quantizer.sizes, {}
+    for name, chosen in (("visual", np.ones_like(busy)), ("visual_busy", busy)):
+        counts = np.unique(seen[chosen], return_counts=True)[1]
+        bounds = [perplexity_bound(counts, size) for size in sizes] if chosen.any() else [1.0] * len(sizes)
+        found[name] = metrics.codebook_statistics(every[chosen], sizes) | {"bound": bounds}
+    return found
 
 
 def _milliseconds(work, count: int) -> float:

@@ -122,8 +122,9 @@ class Pixels(Task):
         return terms, metrics
 
     def feature_maps(self, params, patches_BPV, windows: perceptual.Windows) -> tuple[jax.Array, ...]:
-        """The feature network's maps of the windows."""
-        return self.network.run(params[perceptual.PART], perceptual.cut(patches_BPV, windows))[0]
+        """The feature network's maps of the windows, clipped to black and white as pictures are shown: what a decoder says
+        beyond white costs nothing here."""
+        return self.network.run(params[perceptual.PART], jnp.clip(perceptual.cut(patches_BPV, windows), 0.0, 1.0))[0]
 
     def draw_windows(self, batch, key) -> tuple[perceptual.Windows, list[jax.Array], jax.Array]:
         """(windows, weights of the maps' positions, weights [M] of the windows)."""

@@ -31,7 +31,8 @@ def detokenize(
     refine: str = "flow",
     sampler: Mapping | None = None,
     rows: int = 8,
-) -> list[UInt8[np.ndarray, "H W 3"]]:
+    frames: int = 1,
+) -> list[UInt8[np.ndarray, "*T H W 3"]]:
     """Pixels of images given as codes.
 
     Args:
@@ -44,18 +45,15 @@ def detokenize(
         refine: 'flow' (pixel decoder and refiner) or 'none' (pixel decoder alone).
         sampler: overrides of `config_vision.refiner.sampler` (steps, cond_scale, ref_scale).
         rows: most packs decoded at once; see `row_count`.
+        frames: 1, or 2 where the codes are those of pairs of frames; the refiner knows one picture only.
 
     Returns:
-        uint8 images of 28h x 28w pixels, in order.
+        uint8 images of 28h x 28w pixels, in order; pairs [2, 28h, 28w, 3] with 2 frames.
 
     Raises:
-        ValueError: an image whose number of codes is not h*w, or an unknown `refine`.
+        ValueError: an image whose number of codes is not h*w, an unknown `refine`, or `frames` that it does not make.
     """
-    if refine not in ("flow", "none"):
-        raise ValueError(f"refine={refine!r}: choose flow or none")
-    for number, (code, (h, w)) in enumerate(zip(codes, grids, strict=True)):
-        if len(code) != h * w:
-            raise ValueError(f"image {number}: {len(code)} cells of codes for a grid of {h}x{w}")
+    _check(codes, grids, refine, frames)
     if not codes:
         return []
     cells, images = row_cells(config_vision, max(h * w for h, w in grids)), config_vision.pack.images
@@ -72,9 +70,20 @@ def detokenize(
             at = 0
             for number in numbers:
                 h, w = grids[number]
-                out[number] = preprocess.patches_to_image(patches_BPV[row, at : at + 4 * h * w], (h, w))
+                made = [preprocess.patches_to_image(patches_BPV[row, at : at + 4 * h * w], (h, w), frame) for frame in range(frames)]
+                out[number] = made[0] if frames == 1 else np.stack(made)
                 at += 4 * h * w
     return out
+
+
+def _check(codes, grids, refine: str, frames: int) -> None:
+    if refine not in ("flow", "none"):
+        raise ValueError(f"refine={refine!r}: choose flow or none")
+    if frames not in (1, preprocess.TEMPORAL) or frames > 1 and refine != "none":
+        raise ValueError(f"frames={frames} with refine={refine!r}: choose 1, or 2 with none")
+    for number, (code, (h, w)) in enumerate(zip(codes, grids, strict=True)):
+        if len(code) != h * w:
+            raise ValueError(f"image {number}: {len(code)} cells of codes for a grid of {h}x{w}")
 
 
 def row_cells(config_vision: ConfigDict, largest: int) -> int:

@@ -1,11 +1,12 @@
-"""From image files to packs of patches, and back (numpy, host side).
+"""From image files and frames to packs of patches, and back (numpy, host side).
 
 An image keeps its own resolution: it is rounded to multiples of 28 px, cut into 14-px patches in merge-group order
 (groups of 2x2 patches raster, row-major inside a group) and laid beside other images in one row, a pack, that the
-encoder reads with segment masks. Rules: reference/tokenizers.md A.1.
+encoder reads with segment masks. A patch covers two frames: a video is a list of pairs of frames, each of which takes the
+place of one image and is seen by itself; a still image is a pair of itself. Rules: reference/tokenizers.md A.1.
 
-Letters: H, W pixels; P patches of a pack; N = P/4 merged cells; D = 3*2*14*14 = 1176 values of a patch in the order
-(C, T, y, x), the still image repeated over T; I images of a pack.
+Letters: H, W pixels; T = 2 frames of a pair; P patches of a pack; N = P/4 merged cells; D = 3*2*14*14 = 1176 values of a
+patch in the order (C, T, y, x); I images of a pack.
 """
 
 from __future__ import annotations
@@ -115,46 +116,63 @@ def _normalised_levels() -> Float32[np.ndarray, "256 3"]:
     return ((np.arange(256)[:, None] / 255.0 - CLIP_MEAN) / CLIP_STD).astype(np.float32)
 
 
-def normalize(image_HWC: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "H W 3"]:
+def normalize(image: UInt8[np.ndarray, "*H 3"]) -> Float32[np.ndarray, "*H 3"]:
     """CLIP normalisation of uint8 pixels."""
     table = _normalised_levels()
-    return np.stack([table[:, c][image_HWC[..., c]] for c in range(3)], axis=-1)
+    return np.stack([table[:, c][image[..., c]] for c in range(3)], axis=-1)
 
 
-def image_to_patches(image_HWC: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "P 1176"]:
-    """Cuts an image whose sides are multiples of 28 into normalised patches in merge-group order.
+def frame_pairs(frames: Sequence[UInt8[np.ndarray, "H W 3"]]) -> list[UInt8[np.ndarray, "2 H W 3"]]:
+    """The frames of a video in pairs, the last one repeated where their number is odd (tokenizers.md A.1 step 5).
 
     Raises:
-        ValueError: a side is no multiple of 28 (use `resize_image` first).
+        InputError: frames of different sizes.
     """
-    height, width = image_HWC.shape[:2]
+    for number, frame in enumerate(frames):
+        if frame.shape != frames[0].shape:
+            raise InputError(f"video: frame {number} is {frame.shape}, frame 0 {frames[0].shape}: give frames of one size")
+    return [np.stack([frames[at], frames[min(at + 1, len(frames) - 1)]]) for at in range(0, len(frames), TEMPORAL)]
+
+
+def image_to_patches(image: UInt8[np.ndarray, "*T H W 3"]) -> Float32[np.ndarray, "P 1176"]:
+    """Cuts an image [H, W, 3] or a pair of frames [2, H, W, 3] into normalised patches in merge-group order.
+
+    Raises:
+        ValueError: another shape, or a side is no multiple of 28 (use `resize_image` first).
+    """
+    height, width = image.shape[-3:-1]
     if height % CELL or width % CELL or height * width == 0:
         raise ValueError(f"image of {height}x{width} pixels: both sides must be positive multiples of {CELL}")
+    if image.shape not in ((height, width, 3), (TEMPORAL, height, width, 3)):
+        raise ValueError(f"array {image.shape}: give an image [H, W, 3] or a pair of frames [{TEMPORAL}, H, W, 3]")
     h, w = height // CELL, width // CELL
-    x = normalize(image_HWC).reshape(h, MERGE, PATCH, w, MERGE, PATCH, 3)
-    x = x.transpose(0, 3, 1, 4, 6, 2, 5)  # cell row, cell col, row in group, col in group, C, y, x
-    x = np.broadcast_to(x[:, :, :, :, :, None], (*x.shape[:5], TEMPORAL, PATCH, PATCH))
+    x = normalize(image).reshape(-1, h, MERGE, PATCH, w, MERGE, PATCH, 3)
+    x = x.transpose(1, 4, 2, 5, 7, 0, 3, 6)  # cell row, cell col, row in group, col in group, C, T, y, x
+    x = np.broadcast_to(x, (*x.shape[:5], TEMPORAL, PATCH, PATCH))
     return x.reshape(h * w * MERGE * MERGE, PATCH_DIM)
 
 
-def patches_to_pixels(patches_PD: Float32[np.ndarray, "P 1176"], grid: tuple[int, int]) -> Float32[np.ndarray, "H W 3"]:
-    """Temporal slice 0 of an image's patches, CLIP-normalised as they are; arguments as in `patches_to_image`."""
+def patches_to_pixels(
+    patches_PD: Float32[np.ndarray, "P 1176"], grid: tuple[int, int], frame: int = 0
+) -> Float32[np.ndarray, "H W 3"]:
+    """One frame of an image's patches, CLIP-normalised as they are; arguments as in `patches_to_image`."""
     h, w = (int(side) for side in grid)
     x = np.asarray(patches_PD, np.float32)[: h * w * MERGE * MERGE]
-    x = x.reshape(h, w, MERGE, MERGE, 3, TEMPORAL, PATCH, PATCH)[:, :, :, :, :, 0]
+    x = x.reshape(h, w, MERGE, MERGE, 3, TEMPORAL, PATCH, PATCH)[:, :, :, :, :, frame]
     return x.transpose(0, 2, 5, 1, 3, 6, 4).reshape(h * CELL, w * CELL, 3)
 
 
 def patches_to_image(
-    patches_PD: Float32[np.ndarray, "P 1176"], grid: tuple[int, int]
+    patches_PD: Float32[np.ndarray, "P 1176"], grid: tuple[int, int], frame: int = 0
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """The inverse of `image_to_patches`: temporal slice 0, un-normalised, clipped to uint8.
+    """The inverse of `image_to_patches`: one frame, un-normalised, clipped to uint8.
 
     Args:
         patches_PD: at least 4*h*w patches; further ones (padding, other images) are ignored.
         grid: (h, w) of the image in merged cells.
+        frame: of the pair, 0 or 1; the same for a still image.
     """
-    x = patches_to_pixels(patches_PD, grid)
+    x = patches_to_pixels(patches_PD, grid, frame)
     return np.clip(np.rint((x * CLIP_STD + CLIP_MEAN) * 255.0), 0, 255).astype(np.uint8)
 
 
@@ -210,12 +228,12 @@ def pack_layout(
 
 
 def pack_images(
-    images: Sequence[UInt8[np.ndarray, "H W 3"]], cells: int, max_images: int, window_cells: int = 4
+    images: Sequence[UInt8[np.ndarray, "*T H W 3"]], cells: int, max_images: int, window_cells: int = 4
 ) -> dict[str, np.ndarray]:
     """One row of the encoder's input: whole images laid one after the other.
 
     Args:
-        images: uint8 images whose sides are multiples of 28.
+        images: uint8 images, or pairs of frames of a video, whose sides are multiples of 28.
         cells, max_images, window_cells: as in `pack_layout`.
 
     Returns:
@@ -226,7 +244,7 @@ def pack_images(
     """
     parts = [image_to_patches(image) for image in images]
     pack = pack_layout(
-        [(image.shape[0] // CELL, image.shape[1] // CELL) for image in images], cells, max_images, window_cells
+        [(image.shape[-3] // CELL, image.shape[-2] // CELL) for image in images], cells, max_images, window_cells
     )
     patches_PD = np.zeros((cells * MERGE * MERGE, PATCH_DIM), np.float32)
     if parts:

@@ -18,25 +18,26 @@ from dina.vision.detokenize import first_fit, row_cells, row_count
 
 
 def tokenize_images(
-    config_vision: ConfigDict, variables: Mapping, images: Sequence[UInt8[np.ndarray, "H W 3"]], rows: int = 16
+    config_vision: ConfigDict, variables: Mapping, images: Sequence[UInt8[np.ndarray, "*T H W 3"]], rows: int = 16
 ) -> list[Int[np.ndarray, "_ L"]]:
     """Codes of images, cells in raster order.
 
     Args:
         config_vision: the `vision` section.
         variables: {'params', 'stats'} with the parts vision_encoder and vision_quantizer.
-        images: uint8, sides multiples of 28 (`preprocess.resize_image`).
+        images: uint8, sides multiples of 28 (`preprocess.resize_image`); the pairs of a video's frames (`preprocess.frame_pairs`)
+            are as many images [2, H, W, 3].
         rows: most packs encoded at once; see `row_count`.
 
     Returns:
-        int32 [h*w, L] per image, in order.
+        int32 [h*w, L] per image or pair, in order.
 
     Raises:
-        ValueError: a side is no multiple of 28.
+        ValueError: a side is no multiple of 28, or an image has another shape.
     """
     if not images:
         return []
-    areas = [image.shape[0] * image.shape[1] // preprocess.CELL**2 for image in images]
+    areas = [image.shape[-3] * image.shape[-2] // preprocess.CELL**2 for image in images]
     cells, most = row_cells(config_vision, max(areas)), config_vision.pack.images
     plan = first_fit(areas, cells, most)
     rows = row_count(config_vision, cells, len(plan), rows)

@@ -7,7 +7,7 @@ import pytest
 
 from dina.config import InputError
 from dina.tasks import pixels
-from dina.vision import perceptual, pixel_decoder, tokenizer
+from dina.vision import detokenize, perceptual, pixel_decoder, tokenizer
 from tests.vision import packs
 
 ROWS = [[(1, 2), (2, 2)], [(2, 3)], [(1, 1), (2, 1)], [(1, 3)]]
@@ -65,6 +65,16 @@ def test_a_row_depends_neither_on_its_batch_nor_on_its_padding(setup, run):
     padding = (batch["segment"] == 0)[..., None]
     spoilt = run(params, batch | {"patches": np.where(padding, 7.0, batch["patches"]).astype(np.float32)})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), spoilt.terms, whole.terms)
+
+
+def test_the_feature_network_sees_pixels_as_they_are_shown(setup):
+    task, variables, batch = setup
+    low, high = (np.asarray(bound) for bound in detokenize.pixel_range())
+    made = np.where(batch["patches"] > 0, high + batch["patches"], low / 2)  # beyond white, or dark
+    windows, *_ = task.draw_windows(batch, jax.random.key(0))
+    maps = jax.jit(lambda patches: task.feature_maps(variables["params"], patches, windows))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), maps(made), maps(np.clip(made, low, high)))
+    assert float(jnp.abs(maps(made)[0] - maps(0.9 * np.clip(made, low, high))[0]).max()) > 0.01
 
 
 def test_truncation_cuts_whole_images(setup):

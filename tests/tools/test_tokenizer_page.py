@@ -17,7 +17,7 @@ def run(tmp_path):
     rows = []
     for split, native in (("test", 1), ("test", 0), ("photos", 1)):
         about = {"split": split, "index": native, "source": "p/x", "native": native, "height": 56, "width": 28}
-        for codec, levels, psnr in (("dina", 1, 20.0), ("dina", 2, 24.0 + native), ("jpeg", 2, 18.5)):
+        for codec, levels, psnr in (("dina", 1, 20.0), ("dina", 2, 24.0 + native), ("refined", 2, 23.0), ("jpeg", 2, 18.5)):
             rows.append(about | {"codec": codec, "levels": levels, "bytes": 10 * levels, "psnr_db": psnr, "ssim": 0.5, "lpips_like": 0.25})
         name = f"pictures/{split}_{native}.png"
         PIL.Image.fromarray(np.zeros((56, 28, 3), np.uint8)).save(folder / name)
@@ -25,7 +25,7 @@ def run(tmp_path):
     (folder / "pictures.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     kid = {"value": 0.0123, "low": 0.01, "high": 0.02, "n": 2}
     (folder / "scores.json").write_text(json.dumps({"kid_test_dina_2": kid}))
-    books = {"usage": [0.9] * 8, "perplexity": [600.0] * 8, "sizes": [1024] * 8, "window": 20000}
+    books = {"usage": [0.9] * 8, "perplexity": [600.0] * 8, "sizes": [1024] * 8, "window": 20000, "bound": [179.4] * 8}
     (folder / "codebooks.json").write_text(json.dumps({"visual": books}))
     (tmp_path / "processor.json").write_text(json.dumps({"train": 120.0}))
     return inputs.read_run(tmp_path)
@@ -37,7 +37,7 @@ def build(run):
 
 def test_page_shows_every_set_codec_and_interval(run):
     text = build(run)
-    for piece in ("Held-out pictures", "not enlarged", "Photographs", "dina, 1 level<", "dina, 2 levels<", "JPEG, 2 levels’ size", "0.0123",
+    for piece in ("Held-out pictures", "not enlarged", "Photographs", "dina, 1 level<", "dina, 2 levels<", "JPEG, 2 levels’ size", "0.0123", "dina, refined, 2 levels<", "at most 179 over all cells",
                   "24.5 dB", "2 min", "of one processor", "0.900 of 1024"):
         assert piece in text, piece
     assert "http" not in text.replace("http://www.w3.org", "") and text.count("data:image/png") == 6

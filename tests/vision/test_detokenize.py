@@ -53,6 +53,19 @@ def test_levels_and_seed_matter(setup):
     assert (a != b).any()
 
 
+def test_both_frames_of_a_pair_come_back(setup):
+    vision, variables, codes, grids = setup
+    stills = detokenize.detokenize(vision, variables, codes, grids, refine="none", rows=2)
+    pairs = detokenize.detokenize(vision, variables, codes, grids, refine="none", rows=2, frames=2)
+    assert [pair.shape for pair in pairs] == [(2, *still.shape) for still in stills]
+    for still, pair in zip(stills, pairs, strict=True):
+        np.testing.assert_array_equal(pair[0], still)
+        assert (pair[1] != still).any()  # what the decoder says of the second frame is its own
+    for frames, refine in ((2, "flow"), (3, "none"), (0, "none")):
+        with pytest.raises(ValueError, match=f"frames={frames}"):
+            detokenize.detokenize(vision, variables, codes, grids, refine=refine, frames=frames)
+
+
 def test_first_fit_places_each_image_once_within_the_budgets():
     areas = [1, 4, 6, 2, 2, 1, 1, 1]
     rows = detokenize.first_fit(areas, 6, 3)

@@ -33,6 +33,31 @@ def test_patches_round_trip():
     np.testing.assert_array_equal(preprocess.patches_to_image(patches, (3, 2)), image)
 
 
+def test_a_still_image_is_the_pair_of_itself_and_a_pair_has_both_frames():
+    first, second = random_image(2, 3, 1), random_image(2, 3, 2)
+    still = preprocess.image_to_patches(first)
+    np.testing.assert_array_equal(still, preprocess.image_to_patches(np.stack([first, first])))
+    pair = preprocess.image_to_patches(np.stack([first, second]))
+    for frame, image in enumerate((first, second)):
+        np.testing.assert_array_equal(preprocess.patches_to_image(pair, (2, 3), frame), image)
+        np.testing.assert_array_equal(preprocess.patches_to_image(still, (2, 3), frame), first)
+    values = pair.reshape(24, 3, 2, 14 * 14)  # (C, T, y x)
+    np.testing.assert_array_equal(values[:, :, 0], still.reshape(values.shape)[:, :, 0])
+    for array in (np.stack([first] * 3), first[..., :2]):
+        with pytest.raises(ValueError, match="give an image"):
+            preprocess.image_to_patches(array)
+
+
+def test_frames_go_in_pairs_the_last_one_twice_where_they_are_odd():
+    frames = [random_image(1, 1, seed) for seed in range(3)]
+    pairs = preprocess.frame_pairs(frames)
+    np.testing.assert_array_equal(pairs, [[frames[0], frames[1]], [frames[2], frames[2]]])
+    np.testing.assert_array_equal(preprocess.frame_pairs(frames[:2]), pairs[:1])
+    assert preprocess.frame_pairs([]) == []
+    with pytest.raises(InputError, match="frame 1 is"):
+        preprocess.frame_pairs([frames[0], random_image(1, 2)])
+
+
 def test_patch_order_is_merge_groups():
     """Second patch is right of the first, third below it, fifth starts the next cell."""
     image = np.zeros((56, 56, 3), np.uint8)

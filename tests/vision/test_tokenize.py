@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dina.vision import bridge, tokenize, tokenizer
+from dina.vision import bridge, preprocess, tokenize, tokenizer
 from tests.vision import packs
 
 GRIDS = [(1, 2), (2, 2), (1, 1), (2, 3)]
@@ -41,3 +41,18 @@ def test_an_image_larger_than_a_row_is_not_cut_and_makes_fewer_rows(setup, monke
     np.testing.assert_array_equal(codes[1], tokenize.tokenize_images(wide, variables, [large], rows=2)[0])
     np.testing.assert_array_equal(codes[0], tokenize.tokenize_images(vision, variables, images[:1], rows=2)[0])
     assert shapes == [(1, 4 * 16), (1, 4 * 12), (1, 4 * 6)]
+
+
+def test_pairs_of_frames_are_images_of_their_own_and_both_frames_count(setup):
+    vision, variables, images = setup
+    rng = np.random.default_rng(1)
+    video = [rng.integers(0, 256, images[1].shape, np.uint8) for _ in range(3)]
+    run = lambda images: tokenize.tokenize_images(vision, variables, images, rows=2)
+    first, last = preprocess.frame_pairs(video)
+    pairs = run([first, last, first[::-1], np.stack([first[0], last[0]])])
+    assert [code.shape for code in pairs] == [(4, 3)] * 4
+    for other in pairs[2:]:  # the order of the frames, and the second frame, change the codes
+        assert (pairs[0] != other).any()
+    alone, still = run([first]), run([last[0]])
+    np.testing.assert_array_equal(pairs[0], alone[0])
+    np.testing.assert_array_equal(pairs[1], still[0])

@@ -20,7 +20,8 @@ SETS = (
     ("Photographs, another domain", lambda row: row["split"] == "photos"),
 )
 COLUMNS = (("psnr_db", "PSNR, dB", 1), ("ssim", "SSIM", 3), ("lpips_like", "feature distance", 3))
-NAMES = {"dina": "dina", "jpeg": "JPEG", "webp": "WebP"}
+NAMES = {"dina": "dina", "jpeg": "JPEG", "webp": "WebP", "refined": "dina, refined"}
+OURS = ("dina", "refined")
 USAGE_BARS = ((4, 0.8), (8, 0.6))  # share of codes in use: of the first so many levels, and of those after them
 _STRIPS = 10
 
@@ -57,7 +58,7 @@ def fidelity(run: Run) -> str:
     note = ('<p class="note">Means with 95 % bootstrap intervals over pictures. JPEG and WebP are given as many bytes as the codes of the '
             "same picture take at that depth (headers count; smaller pictures, enlarged again, where the lowest quality is still larger). "
             "Feature distance: unit-normalised maps of EfficientNet-Lite0, not LPIPS. KID: kernel distance of its pooled features.</p>")
-    address = figures.points([_series(rows, codec) for codec in NAMES], "bytes a picture", "PSNR, dB")
+    address = figures.points([_series(rows, codec) for codec in NAMES if codec in {row["codec"] for row in rows}], "bytes a picture", "PSNR, dB")
     figure = f'<figure><img alt="fidelity against size" src="{address}" style="max-width:560px"></figure>'
     return note + figure + "".join(blocks)
 
@@ -91,7 +92,7 @@ def _table(run: Run, title: str, rows: Sequence[dict]) -> str:
         cells = "".join(f'<td class="n">{_interval([row[key] for row in part], digits)}</td>' for key, _, digits in COLUMNS)
         kid = run.scores.get(f"kid_{part[0]['split']}_{codec}_{level}") if title != SETS[1][0] else None
         shown = "" if kid is None else f'<b>{kid["value"]:.4f}</b> <span class="note">{kid["low"]:.4f} to {kid["high"]:.4f}</span>'
-        lines.append(f'<tr><td class="strong">{NAMES[codec]}, {level} level{"s" if level > 1 else ""}{"" if codec == "dina" else "’ size"}</td>'
+        lines.append(f'<tr><td class="strong">{NAMES[codec]}, {level} level{"s" if level > 1 else ""}{"" if codec in OURS else "’ size"}</td>'
                      f'<td class="n">{size:,.0f}</td><td class="n">{bits:.3f}</td>{cells}<td class="n">{shown}</td></tr>')
     head = "".join(f"<th class=n>{name}</th>" for name in ("bytes", "bits/px", *(name for _, name, _ in COLUMNS), "KID"))
     count = len({row["index"] for row in rows})
@@ -130,9 +131,19 @@ def _image(run: Run, name: str | None) -> str:
 
 
 def health(run: Run) -> str:
-    """Usage of the codebooks against its bars."""
+    """Usage of the codebooks against its bars, and how far perplexity could go."""
     bars: Callable[[int], float] = lambda level: next(bar for last, bar in USAGE_BARS if level <= last or last == USAGE_BARS[-1][0])
-    return sections.codebooks(run, bars)
+    return sections.codebooks(run, bars) + _bounds(run.codebooks)
+
+
+def _bounds(codebooks: dict[str, dict]) -> str:
+    """What the many cells that are alike leave of perplexity."""
+    windows = {"visual": "all cells", "visual_busy": "cells of more than one colour"}
+    parts = [f'{max(found["bound"]):,.0f} over {windows[name]}' for name, found in codebooks.items() if name in windows and "bound" in found]
+    if not parts:
+        return ""
+    return (f'<p class="note">Many cells are equal: plain ground above all. If equal cells had equal codes, perplexity could be at most '
+            f'{" and ".join(parts)}, however the other codes were used.</p>')
 
 
 SECTIONS = (
