@@ -2,9 +2,10 @@
 
 Who sees whom is said by ids: two tokens do if all their ids are equal (the image they belong to, the window they lie in).
 Beyond `QUERIES` tokens the queries take turns, so that of an image of 4,096 cells (16,384 patches, 1 GB of scores a head)
-only a strip is there at once, in the backward pass too.
+only a strip is there at once, in the backward pass too. Where those that see each other lie beside each other, as windows do
+once they are sorted, `attend_near` looks no further than it must.
 
-Letters: B packs, P tokens, H query heads, G key heads (H a multiple of G), K head width, Q queries at once.
+Letters: B packs, P tokens, H query heads, G key heads (H a multiple of G), K head width, Q queries at once, N blocks of R tokens.
 """
 
 from __future__ import annotations
@@ -45,6 +46,30 @@ def attend(
     one = jax.checkpoint(lambda strip: _strip(*strip, k_BPGK, v_BPGK, ids))
     out = jax.lax.map(one, (cut(q_BPHK), tuple(cut(x) for x in ids)))
     return jnp.moveaxis(out, 0, 1).reshape(b, strips * QUERIES, -1)[:, :p]
+
+
+def attend_near(
+    q_BPHK: Float[Array, "B P H K"], k_BPGK: Float[Array, "B P G K"], v_BPGK: Float[Array, "B P G K"], id_BP: Int[Array, "B P"], reach: int
+) -> Float[Array, "B P HK"]:
+    """`attend` where tokens of one id lie beside each other, at most `reach` of them; of a longer run each token sees a part.
+
+    A block of `reach` queries reads its own keys and those of the blocks before and after it.
+    """
+    b, p, heads, _ = q_BPHK.shape
+    blocks = -(-p // reach)
+
+    def cut(x, fill=0):
+        filled = jnp.pad(x, [(0, 0), (0, blocks * reach - p)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
+        return filled.reshape(b, blocks, reach, *x.shape[2:])
+
+    def near(x, fill=0):
+        filled = jnp.pad(cut(x, fill), [(0, 0), (1, 1)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+        return jnp.concatenate([filled[:, :-2], filled[:, 1:-1], filled[:, 2:]], 2).reshape(b * blocks, 3 * reach, *x.shape[2:])
+
+    flat = lambda x: x.reshape(b * blocks, reach, *x.shape[3:])
+    # No token has the id of what fills up keys; queries that fill up see nothing and are cut off.
+    out = _strip(flat(cut(q_BPHK)), (flat(cut(id_BP, -2)),), near(k_BPGK), near(v_BPGK), (near(id_BP, -1),))
+    return out.reshape(b, blocks * reach, -1)[:, :p]
 
 
 def _strip(q_BQHK, query_ids, k_BPGK, v_BPGK, ids):

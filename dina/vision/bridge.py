@@ -56,6 +56,7 @@ def make_encoder(config_vision: ConfigDict) -> VisionEncoder:
         heads=encoder.heads,
         ff=encoder.ff,
         full_layers=tuple(encoder.full_layers),
+        window_patches=encoder.window_cells**2 * MERGED,
         pixels=encoder.pixels,
         remat=encoder.remat,
         parent=None,

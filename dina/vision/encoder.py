@@ -2,8 +2,9 @@
 
 Dense patch embedding without bias; pre-norm blocks of RMSNorm, fused-qkv attention with 2-D rotary positions and a
 SwiGLU feed-forward, all with biases; most layers attend inside square windows, `full_layers` over the whole image;
-no final norm and no merger (the bridge follows). The released code permutes tokens so that windows are contiguous;
-here tokens stay in merge-group order and windows are ids in a mask, which computes the same values in another order.
+no final norm and no merger (the bridge follows). Windows are ids in a mask. Where a pack is much longer than a window, tokens
+are first sorted by window, as in the released code, and layers inside windows read neighbours only; features come out in
+the order of the patches either way.
 
 Letters: B packs, P patches of a pack, T = B*P all patches, D width, H heads, K head width, F feed-forward width.
 Dense layers work on [T, D]: the CPU backend needs about twice as long for the weight gradient of a 3-D operand.
@@ -16,10 +17,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dina.vision.attention import attend
+from dina.vision.attention import attend, attend_near
 
 ROPE_THETA = 1e4
 PIXELS = ("float32", "bfloat16")
+# Windows in a pack from which on it is sorted by them: three windows are read for one, and both forms are in the program.
+SORTED = 8
 
 
 class RMSNorm(nn.Module):
@@ -65,11 +68,15 @@ def rotate(x_BPHK: Array, cos: Array, sin: Array) -> Array:
 
 
 class Block(nn.Module):
-    """One pre-norm layer; `is_full` (traced, 0-d) says whether windows count, so that all layers share one program."""
+    """One pre-norm layer; `is_full` (traced, 0-d) says whether windows count, so that all layers share one program.
+
+    `near`: patches of a window at most, if tokens are sorted by window; else 0.
+    """
 
     heads: int
     ff: int
     depth: int
+    near: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -94,8 +101,13 @@ class Block(nn.Module):
         qkv = nn.Dense(3 * d, dtype=self.dtype, name="qkv")(x_TD).reshape(b, p, 3, self.heads, d // self.heads)
         q, k, v = (qkv[:, :, i] for i in range(3))
         q, k = rotate(q, *rotary) * (d // self.heads) ** -0.5, rotate(k, *rotary)
-        out_TD = attend(q, k, v, (segment_BP, jnp.where(is_full, 0, window_BP))).reshape(b * p, d)
-        return self.branch_out("proj", d)(out_TD)
+        if self.near:
+            # Recomputed, because the backward pass would keep its scores for the layers that take the other branch too.
+            full = jax.checkpoint(lambda q, k, v: attend(q, k, v, (segment_BP,)))
+            out_BPD = jax.lax.cond(is_full, full, lambda q, k, v: attend_near(q, k, v, window_BP, self.near), q, k, v)
+        else:
+            out_BPD = attend(q, k, v, (segment_BP, jnp.where(is_full, 0, window_BP)))
+        return self.branch_out("proj", d)(out_BPD.reshape(b * p, d))
 
 
 class VisionTransformer(nn.Module):
@@ -104,6 +116,7 @@ class VisionTransformer(nn.Module):
     Attributes:
         width, depth, heads, ff: D, layers, H, F.
         full_layers: indices of the layers that attend over the whole image; the others stay inside windows.
+        window_patches: patches of a window at most.
         pixels: 'float32', or 'bfloat16' as the released code rounds them, whatever the precision of the rest.
         remat: 'none' or 'block' (recompute each block in the backward pass).
         dtype: of the matrix products; norms, rotary angles and softmax are float32.
@@ -114,6 +127,7 @@ class VisionTransformer(nn.Module):
     heads: int
     ff: int
     full_layers: tuple[int, ...]
+    window_patches: int
     pixels: str = "float32"
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
@@ -135,6 +149,11 @@ class VisionTransformer(nn.Module):
         b, p, values = patches.shape
         embed = nn.Dense(self.width, use_bias=False, dtype=self.dtype, name="patch_embed")
         x_TD = embed(patches.reshape(b * p, values))
+        near = self.window_patches if p >= SORTED * self.window_patches else 0
+        if near:
+            order_BP = jnp.argsort(window, axis=1, stable=True)
+            x_TD = jnp.take_along_axis(x_TD.reshape(b, p, -1), order_BP[..., None], 1).reshape(b * p, -1)
+            segment, row, col, window = (jnp.take_along_axis(x, order_BP, 1) for x in (segment, row, col, window))
         rotary = rotary_tables(row, col, self.width // self.heads)
         is_full_L = jnp.array([layer in self.full_layers for layer in range(self.depth)])
         block = {"none": Block, "block": nn.remat(Block, prevent_cse=False)}[self.remat]
@@ -144,6 +163,7 @@ class VisionTransformer(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.depth,
-        )(self.heads, self.ff, self.depth, self.dtype, name="blocks")
+        )(self.heads, self.ff, self.depth, near, self.dtype, name="blocks")
         x_TD, _ = blocks(x_TD, is_full_L, (segment, window), rotary)
-        return x_TD.reshape(b, p, self.width)
+        x_BPD = x_TD.reshape(b, p, self.width)
+        return jnp.take_along_axis(x_BPD, jnp.argsort(order_BP, axis=1)[..., None], 1) if near else x_BPD

@@ -21,7 +21,7 @@ from dina.vision.tokenizer import QuantConv
 
 
 def encoder(width=8, depth=2, heads=2, ff=6, out=5):
-    return VisionEncoder(VisionTransformer(width, depth, heads, ff, (1,), parent=None), Bridge(out, parent=None))
+    return VisionEncoder(VisionTransformer(width, depth, heads, ff, (1,), 64, parent=None), Bridge(out, parent=None))
 
 
 def refiner(width=24, depth=2, few=1, heads=4, kv_heads=2, ff=10, cond=7, token=8, **options):

@@ -18,7 +18,7 @@ def run(model, params, pack):
 
 @pytest.fixture(scope="module")
 def small():
-    model = encoder.VisionTransformer(width=16, depth=2, heads=2, ff=24, full_layers=(1,))
+    model = encoder.VisionTransformer(width=16, depth=2, heads=2, ff=24, full_layers=(1,), window_patches=4)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (28 * h, 28 * w, 3)).astype(np.uint8) for h, w in ((2, 2), (1, 3))]
     pack = preprocess.pack_images(images, 8, 2, window_cells=1)
@@ -44,6 +44,24 @@ def test_windows_limit_all_but_full_layers(small):
     windowed = model.clone(full_layers=())
     assert np.array_equal(run(windowed, params, changed)[outside], run(windowed, params, pack)[outside])
     assert not np.allclose(run(model, params, changed)[outside], run(model, params, pack)[outside], atol=1e-4)
+
+
+def test_sorting_by_window_changes_neither_values_nor_gradients():
+    model = encoder.VisionTransformer(width=16, depth=3, heads=2, ff=24, full_layers=(1,), window_patches=16)
+    rng = np.random.default_rng(1)
+    # Windows of 1, 2 and 4 cells; one image's windows are not beside each other; padding is longer than a window.
+    images = [rng.integers(0, 256, (28 * h, 28 * w, 3)).astype(np.uint8) for h, w in ((5, 3), (2, 4), (3, 3))]
+    pack = preprocess.pack_images(images, 38, 3, window_cells=2)
+    args = [jnp.asarray(pack[name])[None] for name in NAMES]
+    params = model.init(jax.random.key(0), *args)["params"]
+    assert args[0].shape[1] >= encoder.SORTED * model.window_patches
+
+    def loss(params, model):
+        out = model.apply({"params": params}, *args)[0][:128]
+        return (out**2).sum(), out
+
+    found = [jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)(params, m) for m in (model, model.clone(window_patches=1000))]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *found)
 
 
 def test_position_matters_within_a_window(small):

@@ -1,6 +1,7 @@
 """Pixels to cell features (case 04): resizing, patches, windows, every layer, the bridge, pixels rounded to bfloat16 or not.
 
-The reference permutes patches so that windows are contiguous; ours are put into that order before they are compared.
+The reference permutes patches so that windows are contiguous; ours are put into that order before they are compared, unless
+the encoder has sorted them itself.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def is_case(case: Case) -> bool:
 def module(c, pixels: str) -> VisionEncoder:
     """Encoder and bridge of a case's config."""
     vit = encoder.VisionTransformer(
-        c["hidden_size"], c["depth"], c["num_heads"], c["intermediate_size"], tuple(c["fullatt_block_indexes"]), pixels=pixels, parent=None
+        c["hidden_size"], c["depth"], c["num_heads"], c["intermediate_size"], tuple(c["fullatt_block_indexes"]), (c["window_size"] // c["patch_size"]) ** 2,
+        pixels=pixels, parent=None,
     )
     return VisionEncoder(vit, Bridge(c["out_hidden_size"], parent=None))
 
@@ -46,13 +48,14 @@ def run(case: Case) -> None:
         model = module(case.config, pixels)
         out, state = jax.jit(lambda params, pack, model=model: model.apply({"params": params}, pack, capture_intermediates=True))(params, pack)
         seen = state["intermediates"]["vit"]
-        layers_LPD = seen["blocks"]["__call__"][0][0]
+        layers_LPD, features_PD = seen["blocks"]["__call__"][0][0], seen["__call__"][0][0]
+        sorted_ = layers_LPD.shape[-2] >= encoder.SORTED * model.vit.window_patches
         if pixels == "bfloat16":
             case.compare("official_patch_embed", seen["patch_embed"]["__call__"][0])
             for i, x_PD in enumerate(layers_LPD):
-                case.compare(f"official_block{i}_out_windowed", windowed(x_PD))
-        case.compare(features, layers_LPD[-1])
-        case.compare(f"{features}_windowed", windowed(layers_LPD[-1]))
+                case.compare(f"official_block{i}_out_windowed", x_PD if sorted_ else windowed(x_PD))
+        case.compare(features, features_PD)
+        case.compare(f"{features}_windowed", windowed(features_PD))
         case.compare(bridge, out[0])
 
 
