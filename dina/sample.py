@@ -147,7 +147,7 @@ class Desk:
     def _parts(self, asks: int) -> tuple[batching.Generator, media.Media]:
         if self._loaded is None:
             settle(self.config)
-            params, stats = stages.load_parts(self.config, self.workdir, [*media.PARTS, *model_lib.PARTS])
+            params, stats = stages.load_parts(self.config, self.workdir, [*media.parts(self.config), *model_lib.PARTS])
             model = model_lib.build(self.config.model, self.vocabulary)
             many = asks > 1  # two compiled sizes; a guided request takes two rows
             generate = batching.Generator(

@@ -31,6 +31,7 @@ TASKS = {
     "refiner": ("dina.tasks.refiner:RefinerTask", ("vision",)),
     "audio_tokens": ("dina.tasks.audio_tokens:AudioTokens", ("audio",)),
     "flow": ("dina.tasks.flow:FlowTask", ("audio",)),
+    "vocoder": ("dina.tasks.vocoder:VocoderTask", ("audio",)),
     "language": ("dina.tasks.language:Language", ("vision", "audio", "model")),
 }
 # What changes speed and memory only (DESIGN §4.4): dotted paths by section.

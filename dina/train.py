@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import fcntl
 import os
 import pathlib
 import signal
-import sys
 import time
 from collections.abc import Callable
 
@@ -25,7 +23,7 @@ import grain
 import jax
 import numpy as np
 
-from dina import checkpoint, config as configs, metrics, optim, sharding, stages, step as steps
+from dina import checkpoint, config as configs, metrics, optim, process, sharding, stages, step as steps
 from dina.config import EXIT_RESTART, InputError
 from dina.data import packing
 
@@ -52,33 +50,11 @@ class Stopper:
         print(f"dina: signal {number}: saving, then exiting with {EXIT_RESTART}", flush=True)
 
 
-def keep_memory() -> None:
-    """Tells glibc to keep freed memory: XLA on CPU returns its large temporaries to the system after every step and
-    faults each page in again, which took 22 to 31 % of the CPU time of the backbone's training step."""
-    if sys.platform != "linux" or jax.config.jax_platforms != "cpu":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28), (-8, 1)):  # no mmap, no trim, grow by 256 MiB, one arena
-            libc.mallopt(option, value)
-
-
-def set_cpu_effort(level: int) -> None:
-    """Sets LLVM's optimization level of programs for the CPU, unless XLA_FLAGS already does; after the first use of a
-    device it is too late, and nothing changes.
-
-    One core, pretrain's step, one run each: level 3 (XLA's own) compiles in 46 s, level 1 in 32 s; steps take the same.
-    """
-    flag, flags = "--xla_backend_optimization_level", os.environ.get("XLA_FLAGS", "")
-    if flag not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {flag}={level}".strip()
-
-
 def settle(config) -> None:
     """Applies process-wide settings: memory, compiler, compile cache."""
-    keep_memory()
-    if jax.config.jax_platforms == "cpu":  # the flag is not for the CPU alone: other backends read it too
-        set_cpu_effort(config.checkpoint.cpu_effort)
+    if jax.config.jax_platforms == "cpu":  # neither is for other backends: they hold little memory here, and read the flag too
+        process.keep_memory()
+        process.set_cpu_effort(config.checkpoint.cpu_effort)
     cache = pathlib.Path(config.checkpoint.compile_cache).expanduser()
     if jax.default_backend() == "cpu" and hasattr(os, "sched_getaffinity"):
         # XLA cuts loops into as many pieces as the process has cores, and leaves that number out of the cache's key.

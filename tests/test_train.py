@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from dina import checkpoint, sharding, stages, step as steps, train
+from dina import checkpoint, process, sharding, stages, step as steps, train
 from dina.config import InputError
 from tests import toy
 
@@ -159,7 +159,7 @@ def test_a_stage_that_takes_everything_over_is_not_initialised(tmp_path, monkeyp
 def test_programs_for_another_number_of_cores_are_kept_apart(tmp_path, compile_cache, monkeypatch):
     config, found = toy.config(), []
     config.mesh.data, config.checkpoint.compile_cache = -1, str(tmp_path / "xla")
-    monkeypatch.setattr(train, "keep_memory", lambda: None)
+    monkeypatch.setattr(process, "keep_memory", lambda: None)
     for cores in ({1}, {0, 1}):
         monkeypatch.setattr(train.os, "sched_getaffinity", lambda _, cores=cores: cores)
         assert train.setup(config).shape["data"] == len(jax.devices())
@@ -223,5 +223,5 @@ def test_the_compilers_effort_is_set_unless_the_user_says_it(monkeypatch):
     flag = "--xla_backend_optimization_level"
     for given, expected in (("", f"{flag}=1"), ("--a=b", f"--a=b {flag}=1"), (f"{flag}=3", f"{flag}=3")):
         monkeypatch.setenv("XLA_FLAGS", given)
-        train.set_cpu_effort(1)
+        process.set_cpu_effort(1)
         assert os.environ["XLA_FLAGS"] == expected

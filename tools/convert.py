@@ -1,15 +1,18 @@
-"""Released checkpoints in and out: `python -m tools.convert import|export|verify|qwen-vision`.
+"""Released checkpoints in and out: `python -m tools.convert import|export|verify|qwen-vision|whisper|hift`.
 
     import --checkpoint DIR --workdir W [--parts backbone,embed]   released safetensors -> W/released, a finished stage
     export --workdir W [--stage NAME] --out DIR                    that stage -> released names, layouts and dtypes
     verify --checkpoint DIR [--against DIR2]                       names, shapes, dtypes; bit by bit against another
     qwen-vision --checkpoint DIR --workdir W                       a Qwen2.5-VL vision tower -> W/qwen_vision, part vision_encoder
+    whisper --checkpoint DIR --workdir W                           a Whisper encoder -> W/whisper, part audio_encoder
+    hift PATH DIR                                                  hift.pt -> DIR/hift, part vocoder; or that stage -> DIR/hift.pt
 
-Imported are the language side, the visual tokenizer (vision_encoder, vision_quantizer) and, where DIR holds
-image_decoder/image_decoder.safetensors, the detokenizers (pixel_decoder, refiner); the audio tokenizer is carried along.
+Imported are the language side, the visual tokenizer (vision_encoder, vision_quantizer), the audio tokenizer (audio_encoder,
+audio_quantizer, audio_decoder, flow) and, where DIR holds image_decoder/image_decoder.safetensors, the image detokenizers
+(pixel_decoder, refiner).
 An experiment takes an imported part by `init_from: {"backbone": "released"}` and names the import with the identity that
 this prints: `imports: {"released": "<identity>"}`. `dina.convert.settings.apply` does the latter and takes over model and
-vocabulary (experiments/finetune.py), `apply_vision` the sizes of the visual parts. Memory stays at a few tensors whatever the
+vocabulary (experiments/finetune.py), `apply_vision` and `apply_audio` the settings of the tokenizers. Memory stays at a few tensors whatever the
 size of the checkpoint. Bad input: exit code 2, naming file and tensor, and nothing is left half-written.
 """
 
@@ -24,21 +27,19 @@ import json
 import math
 import pathlib
 import shutil
-import struct
 from collections.abc import Mapping
-from typing import BinaryIO
 
 import jax
 import numpy as np
 
-from dina import checkpoint as checkpoint_lib
+from dina import checkpoint as checkpoint_lib, process
 from dina.config import InputError, run_main
-from dina.convert import plan, qwen, stream
+from dina.convert import hift, plan, qwen, stream, whisper
 from dina.convert.released import INDEX, Released, Writer, apart, same_bits
 from dina.convert.rules import by_name
 from dina.convert.settings import FILES
 
-STAGE, QWEN = "released", "qwen_vision"
+STAGE, QWEN, WHISPER = "released", "qwen_vision", "whisper"
 SHARD_BYTES = 10 * 10**9
 SAMPLE = 4096  # bytes of each tensor in the identity
 
@@ -55,6 +56,7 @@ def import_(args: argparse.Namespace) -> int:
         "model": made.config.to_dict() if made.config else None,
         "vocabulary": dataclasses.asdict(made.vocabulary) if made.vocabulary else None,
         "joint_rows": made.config and released.config()["vocab_size"], "projections": made.projections, "vision": made.vision,
+        "audio": made.audio,
     }  # fmt: skip
     _write(folder, released, made.leaves, plan.feature_decoder(made.vision), record)
     print("".join(f"WARNING: {note}\n" for note in notes), end="")
@@ -68,8 +70,29 @@ def qwen_vision(args: argparse.Namespace) -> int:
     folder = _fresh(args.workdir / QWEN, args.checkpoint)
     released = Released(args.checkpoint)
     leaves, vision = qwen.make(released)
-    record = {"parts": "vision_encoder", "files": [], "notes": [], "model": None, "vocabulary": None, "vision": vision}
+    record = {"parts": "vision_encoder", "files": [], "notes": [], "model": None, "vocabulary": None, "vision": vision, "audio": {}}
     _write(folder, released, leaves, {}, record)
+    return 0
+
+
+def whisper_encoder(args: argparse.Namespace) -> int:
+    """Reads the encoder of a Whisper checkpoint into a finished stage of a workdir; its bridge is started fresh."""
+    folder = _fresh(args.workdir / WHISPER, args.checkpoint)
+    released = Released(args.checkpoint)
+    leaves, audio = whisper.make(released)
+    record = {"parts": "audio_encoder", "files": [], "notes": [], "model": None, "vocabulary": None, "vision": {}, "audio": audio}
+    _write(folder, released, leaves, whisper.bridge(audio), record)
+    return 0
+
+
+def vocoder(args: argparse.Namespace) -> int:
+    """Reads the released vocoder into a finished stage, or writes a stage's vocoder under released names."""
+    if args.path.is_dir():
+        count = hift.export_stage(args.path, args.folder / hift.FILE)
+        print(f"{count} tensors in {args.folder / hift.FILE}")
+    else:
+        record = hift.import_file(args.path, args.folder / hift.STAGE)
+        print(f"{args.path} in {args.folder / hift.STAGE}; identity {record['identity']}")
     return 0
 
 
@@ -164,21 +187,13 @@ def _identity(released: Released) -> str:
     for shard in released.shards:
         path = released.folder / shard
         with path.open("rb") as file:
-            for start, stop in _spans(file):
-                first = max(start, (start + stop - SAMPLE) // 2)
-                file.seek(first)
-                known.update(file.read(min(SAMPLE, stop - first)))
+            for tensor in sorted(released.in_shard(shard), key=lambda t: t.offset):
+                take = min(SAMPLE, tensor.nbytes)
+                file.seek(tensor.offset + (tensor.nbytes - take) // 2)
+                known.update(file.read(take))
             file.seek(max(0, path.stat().st_size - 2**20))
             known.update(file.read())
     return known.hexdigest()[:16]
-
-
-def _spans(file: BinaryIO) -> list[tuple[int, int]]:
-    """Where each tensor of a safetensors file begins and ends, in order."""
-    (length,) = struct.unpack("<Q", file.read(8))
-    header = json.loads(file.read(length))
-    offsets = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-    return sorted((8 + length + start, 8 + length + stop) for start, stop in offsets)
 
 
 def export(args: argparse.Namespace) -> int:
@@ -268,7 +283,16 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("--checkpoint", type=pathlib.Path, required=True)
     one.add_argument("--workdir", type=pathlib.Path, required=True)
     one.set_defaults(run=qwen_vision)
+    one = commands.add_parser("whisper", help="a Whisper encoder -> W/whisper")
+    one.add_argument("--checkpoint", type=pathlib.Path, required=True)
+    one.add_argument("--workdir", type=pathlib.Path, required=True)
+    one.set_defaults(run=whisper_encoder)
+    one = commands.add_parser("hift", help="the released vocoder -> DIR/hift, or a stage's vocoder -> DIR/hift.pt")
+    one.add_argument("path", type=pathlib.Path, metavar="PATH", help="hift.pt, a safetensors file of its names, or the folder of a stage")
+    one.add_argument("folder", type=pathlib.Path, metavar="DIR")
+    one.set_defaults(run=vocoder)
     args = parser.parse_args(argv)
+    process.keep_memory()
     return args.run(args)
 
 

@@ -80,3 +80,23 @@ def default_config() -> ConfigDict:
             "reader": {"width": 96},
         }
     )
+
+
+def hift_vocoder() -> ConfigDict:
+    """`config.audio.vocoder` of the trained vocoder, in the place of Griffin-Lim's. Released values in brackets where they differ."""
+    return ConfigDict(
+        {
+            "name": "hift",
+            "channels": 64,  # [512]
+            "f0_channels": 64,  # [512]
+            "harmonics": 8,
+            "rates": (8, 5, 3),  # times hop: samples of a mel frame
+            "up_kernels": (16, 11, 7),
+            "source_kernels": (7, 7, 11),
+            "kernels": (3, 7, 11),
+            "dilations": (1, 3, 5),
+            "n_fft": 16,
+            "hop": 4,
+            "seed": 0,  # of random phases and noise
+        }
+    )

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 from dina.audio.encoder import length_mask
 from dina.audio.features import denormalise
 from dina.audio.flow import flow_length, make_flow, solve, time_grid
-from dina.audio.mel_decoder import hidden_length, make_decoder
+from dina.audio.mel_decoder import KERNEL, hidden_length, make_decoder
 from dina.audio.tokenizer import decoder_input
-from dina.audio.vocoder import make_vocoder
+from dina.audio import vocoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,37 +48,53 @@ Detokenize = Callable[..., Sound]
 SILENT = float(np.log(1e-5))
 
 
+def parts(audio: ConfigDict) -> tuple[str, ...]:
+    """The trained parts that turn codes into waves."""
+    return "audio_quantizer", "audio_decoder", "flow", *vocoder.parts(audio)
+
+
+def hidden_frames(codes, audio: ConfigDict):
+    """Hidden frames of `codes` codes."""
+    return hidden_length(codes, audio.bridge.pool, audio.decoder.get("kernel", KERNEL))
+
+
 def mel_samples(codes, audio: ConfigDict):
     """Samples that `codes` codes give: (4 codes - 1) frames of one hop."""
-    return flow_length(hidden_length(codes), audio.flow.prenet.ratio) * audio.target.hop
+    return flow_length(hidden_frames(codes, audio), audio.flow.prenet.ratio) * audio.target.hop
+
+
+def flow_noise(key: Array, example_B: Int[Array, "B"], shape: tuple[int, ...]) -> Array:
+    """Where the flow of each clip begins, [B, *shape]."""
+    return jax.vmap(lambda example: jax.random.normal(jax.random.fold_in(key, example), shape))(example_B)
+
+
+def finish_mel(x_BTM: Float[Array, "B T M"], valid_BT: Array, target: ConfigDict) -> Float[Array, "B T M"]:
+    """The network's mel as ln mel, silence where it is not valid."""
+    return jnp.where(valid_BT[..., None], jnp.maximum(denormalise(x_BTM, target), SILENT), SILENT)
 
 
 def make_detokenize(audio: ConfigDict, levels: int | None = None) -> Detokenize:
     """The compiled detokenizer: `detokenize(params, stats, codes_BUL, length_B, key, example_B) -> Sound`.
 
-    `params` holds `audio_quantizer`, `audio_decoder` and `flow`, `stats` `audio_quantizer`. The flow's noise is drawn
-    from (key, example_B), so a clip sounds the same in any batch of the same U. `levels` limits the codes used.
+    `params` holds `parts(audio)`, `stats` `audio_quantizer`. The flow's noise is drawn from (key, example_B), so a clip sounds the same in any batch of the same U. `levels` limits the codes used.
     """
-    decoder, flow, vocoder = make_decoder(audio), make_flow(audio), make_vocoder(audio)
-    grid_S = time_grid(audio.flow.steps, audio.flow.grid)
+    decoder, flow = make_decoder(audio), make_flow(audio)
+    grid_S = time_grid(audio.flow.steps, audio.flow.grid, audio.flow.get("spacing", "cosine"))
 
     @jax.jit
     def detokenize(params, stats, codes_BUL, length_B, key, example_B):
         x_BUD = decoder_input(audio, params["audio_quantizer"], stats["audio_quantizer"], codes_BUL, levels)
         hidden_BTD, _, refined = decoder.apply({"params": params["audio_decoder"]}, x_BUD, length_B)
         variables = {"params": params["flow"]}
-        frames_B = hidden_length(length_B)
+        frames_B = hidden_frames(length_B, audio)
         mu_BTM = flow.apply(variables, hidden_BTD, frames_B, method="mean")
         valid_BT = length_mask(flow_length(frames_B, audio.flow.prenet.ratio), mu_BTM.shape[1])
-        noise_BTM = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), mu_BTM.shape[1:]))(example_B)
+        noise_BTM = flow_noise(key, example_B, mu_BTM.shape[1:])
         velocity = lambda *inputs: flow.apply(variables, *inputs, method="velocity")
         mel_BTM = solve(velocity, mu_BTM, noise_BTM, valid_BT, grid_S, audio.flow.guidance)
-
-        def finished(x_BTM):
-            return jnp.where(valid_BT[..., None], jnp.maximum(denormalise(x_BTM, audio.target), SILENT), SILENT)
-
+        finished = lambda x_BTM: finish_mel(x_BTM, valid_BT, audio.target)
         mel_BTM = finished(mel_BTM)
-        wave_BN = vocoder(mel_BTM.swapaxes(1, 2))
+        wave_BN = vocoder.make_vocoder(audio, params)(mel_BTM.swapaxes(1, 2), valid_BT.sum(1))
         samples_B = mel_samples(length_B, audio)
         wave_BN = jnp.where(length_mask(samples_B, wave_BN.shape[1]), wave_BN, 0.0)
         return Sound(wave_BN, samples_B, mel_BTM, finished(mu_BTM), denormalise(refined, audio.recon))

@@ -76,13 +76,20 @@ def split_chunks(x_N: Float[np.ndarray, "N"], features: ConfigDict, overlap: int
 
     With `tail='pad'` each piece is completed with silence to whole codes.
     """
-    size = features.max_frames * features.hop
-    if len(x_N) <= size:
-        pieces = [x_N]
-    else:
-        pieces = [x_N[start : start + size] for start in range(0, len(x_N), size - overlap)]
-    pieces = [complete(piece, features) for piece in pieces if len(piece) >= MIN_SAMPLES]
+    pieces = cut(x_N, features.max_frames * features.hop, overlap, MIN_SAMPLES)
+    pieces = [complete(piece, features) for piece in pieces]
     return [piece for piece in pieces if code_length(encoder_length(valid_frames(len(piece), features))) > 0]
+
+
+def cut(x_N: Float[np.ndarray, "N"], size: int, overlap: int, shortest: int) -> list[Float[np.ndarray, "n"]]:
+    """Consecutive pieces of at most `size` samples, each beginning `overlap` samples before the last one's end.
+
+    Pieces of less than `shortest` samples are dropped. Raises InputError if pieces would not go forward.
+    """
+    if not 0 <= overlap < size:
+        raise InputError(f"pieces of {size} samples cannot overlap by {overlap}")
+    starts = range(0, max(1, len(x_N) - overlap), size - overlap)
+    return [x_N[start : start + size] for start in starts if len(x_N[start : start + size]) >= shortest]
 
 
 def complete(x_N: np.ndarray, features: ConfigDict, pool: int = 4) -> np.ndarray:
@@ -100,9 +107,9 @@ def valid_frames(samples, features: ConfigDict):
     return min(frames, features.max_frames) if isinstance(frames, int) else frames.clip(max=features.max_frames)
 
 
-def encoder_length(frames):
-    """Frames after the second convolution (k3 s2 p1)."""
-    return (frames - 1) // 2 + 1
+def encoder_length(frames, stride: int = 2):
+    """Frames after the second convolution (k3 p1)."""
+    return (frames - 1) // stride + 1
 
 
 def code_length(encoder_frames, pool: int = 4):

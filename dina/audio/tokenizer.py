@@ -56,7 +56,7 @@ class CodeProjection(nn.Module):
 
 def code_lengths(samples_B: Int[Array, "B"], audio: ConfigDict) -> Int[Array, "B"]:
     """Codes of clips of `samples_B` samples at the encoder's rate."""
-    frames_B = features.encoder_length(features.valid_frames(samples_B, audio.features))
+    frames_B = features.encoder_length(features.valid_frames(samples_B, audio.features), audio.encoder.get("stride", 2))
     return features.code_length(frames_B, audio.bridge.pool)
 
 
@@ -73,8 +73,8 @@ def search(audio: ConfigDict, stats: Mapping[str, Any], z_BUZ: Float[Array, "B U
     elif audio.quantizer.residual == "activation":
         codes = []
         for level in range(config.levels):
-            book_KZ = stats["codebook"][config.book(level)]
-            codes.append(_nearest_by_root(z_NZ.astype(jnp.float32), book_KZ))
+            book_KZ = jnp.asarray(stats["codebook"][config.book(level)])
+            codes.append(jnp.argmin(distances(z_NZ.astype(jnp.float32), book_KZ), -1).astype(jnp.int32))  # of ties the lowest id
             z_NZ = (z_NZ.astype(jnp.float32) - book_KZ[codes[-1]]).astype(z_BUZ.dtype)
         codes_NL = jnp.stack(codes, -1)
     else:
@@ -82,11 +82,11 @@ def search(audio: ConfigDict, stats: Mapping[str, Any], z_BUZ: Float[Array, "B U
     return codes_NL.reshape(*z_BUZ.shape[:2], -1)
 
 
-def _nearest_by_root(x_NZ: Array, book_KZ: Array) -> Int[Array, "N"]:
-    """The root decides which near-equal distances tie in float32; ties go to the lowest id."""
+def distances(x_NZ: Float[Array, "N Z"], book_KZ: Float[Array, "K Z"]) -> Float[Array, "N K"]:
+    """Euclidean distances to all codes of a level. The root decides which near-equal ones tie in float32."""
     dot_NK = jnp.matmul(x_NZ, book_KZ.T, precision=jax.lax.Precision.HIGHEST)
     squared_NK = (x_NZ**2).sum(-1, keepdims=True) + (book_KZ**2).sum(-1) - 2 * dot_NK
-    return jnp.argmin(jnp.sqrt(jnp.maximum(squared_NK, 0.0)), -1).astype(jnp.int32)
+    return jnp.sqrt(jnp.maximum(squared_NK, 0.0))
 
 
 def decoder_input(

@@ -1,8 +1,8 @@
-"""Mel to waveform. A vocoder is a function (mel24 [B, M, T]) -> wave [B, T * hop]; `make_vocoder` chooses it by name.
+"""Mel to waveform. A vocoder is a function (mel24 [B, M, T], frames [B]) -> wave [B, T * hop]; `make_vocoder` chooses it by name.
 
 'griffin_lim' needs no training: the mel is undone by a non-negative least-squares solution, and the phase is found by
 alternating between a spectrogram that has the wanted magnitudes and one that a signal can have, with momentum (Perraudin
-et al. 2013). It starts from a seeded phase, so equal mels give equal waves. The neural vocoder has the same signature.
+et al. 2013). It starts from a seeded phase, so equal mels give equal waves. 'hift' is the trained one of hift.py.
 
 Letters: B clips, M mel bands, T frames, F frequency bins, N samples.
 """
@@ -10,37 +10,75 @@ Letters: B clips, M mel bands, T frames, F frequency bins, N samples.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from dina.audio import hift
+from dina.audio.encoder import length_mask
 from dina.audio.features import frame, hann, mel_filters
 from dina.config import InputError
 
-Vocoder = Callable[[Float[Array, "B M T"]], Float[Array, "B N"]]
+Vocoder = Callable[..., Float[Array, "B N"]]
 UPDATES = 20  # of the non-negative solution: the fit changes by < 1 % after ten
 
 
-def make_vocoder(audio: ConfigDict) -> Vocoder:
+def parts(audio: ConfigDict) -> tuple[str, ...]:
+    """Trained parts that the config's vocoder needs."""
+    return (hift.PART,) if audio.vocoder.name == "hift" else ()
+
+
+def make_vocoder(audio: ConfigDict, params: Mapping[str, Any] | None = None) -> Vocoder:
     """The vocoder of a config's `audio` section, jit-compatible.
 
+    Args:
+        audio: `config.audio`.
+        params: {part: tree} that holds `parts(audio)`; may be traced.
+
     Returns:
-        A function of the natural-log mel at `audio.target` (not normalised); waves at `audio.target.rate` in [-1, 1].
+        A function of the natural-log mel at `audio.target` (not normalised) and, optionally, the valid frames of each clip;
+        waves at `audio.target.rate` in [-1, 1], zero beyond those frames.
 
     Raises:
-        InputError: unknown name.
+        InputError: unknown name, a part that `params` lacks, settings that do not fit each other.
     """
+    if audio.vocoder.name not in _MAKERS:
+        raise InputError(f"audio.vocoder.name {audio.vocoder.name!r} is not one of {', '.join(_MAKERS)}")
+    missing = [part for part in parts(audio) if part not in (params or {})]
+    if missing:
+        raise InputError(f"audio.vocoder.name {audio.vocoder.name!r} needs the trained part {missing[0]!r}: train a stage of task "
+                         "vocoder or import one, or use griffin_lim")
+    vocode = _MAKERS[audio.vocoder.name](audio, params)
+
+    def whole(mel_BMT: Float[Array, "B M T"], frames_B: Int[Array, "B"] | None = None) -> Float[Array, "B N"]:
+        if frames_B is None:
+            frames_B = jnp.full(mel_BMT.shape[0], mel_BMT.shape[2], jnp.int32)
+        wave_BN = vocode(mel_BMT, frames_B)
+        return jnp.where(length_mask(frames_B * audio.target.hop, wave_BN.shape[1]), wave_BN, 0.0)
+
+    return whole
+
+
+def _make_griffin_lim(audio: ConfigDict, params: Mapping[str, Any] | None) -> Vocoder:
     v, target = audio.vocoder, audio.target
-    if v.name != "griffin_lim":
-        raise InputError(f"audio.vocoder.name {v.name!r} is not one of griffin_lim")
     if target.n_fft % target.hop:
         raise InputError(f"audio.target.n_fft {target.n_fft} must be a multiple of hop {target.hop} for griffin_lim")
     mel = (target.rate, target.n_fft, target.mels, target.low, target.high)
-    return functools.partial(griffin_lim, mel=mel, hop=target.hop, iterations=v.iterations, momentum=v.momentum, seed=v.seed)
+    run = functools.partial(griffin_lim, mel=mel, hop=target.hop, iterations=v.iterations, momentum=v.momentum, seed=v.seed)
+    return lambda mel_BMT, frames_B: run(mel_BMT)
+
+
+def _make_hift(audio: ConfigDict, params: Mapping[str, Any] | None) -> Vocoder:
+    hift.make_hift(audio)  # its errors come here, not when the first mel does
+    return functools.partial(hift.vocode, audio, params)
+
+
+_MAKERS = {"griffin_lim": _make_griffin_lim, "hift": _make_hift}
 
 
 @functools.cache

@@ -59,3 +59,27 @@ def _get(c: Mapping[str, Any], name: str) -> int | float:
     if isinstance(c[name], bool) or not isinstance(c[name], int | float):
         raise InputError(f"released config: key {name!r} is {c[name]!r}, not a number")
     return c[name]
+
+
+def section(c: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    """A section of a config. Raises InputError without it; `where` names the config."""
+    if not isinstance(c.get(name), dict):
+        raise InputError(f"released config: {where} has no section {name!r}")
+    return c[name]
+
+
+def number(c: Mapping[str, Any], name: str, where: str, default: Any = None) -> Any:
+    """A number of the section `where`. Raises InputError if it is missing and there is no default, or if it is none."""
+    value = c.get(name, default)
+    if value is None:
+        raise InputError(f"released config: key {where}.{name} is missing")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"released config: key {where}.{name} is {value!r}, not a number")
+    return value
+
+
+def refuse(c: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    """Raises InputError naming the first key that has another value than the wanted one, which our modules compute."""
+    for name, value in wanted.items():
+        if name in c and c[name] != value:
+            raise InputError(f"{where}.{name} is {c[name]!r}; this code computes {value!r}")

@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from dina.config import InputError
-from dina.convert import visual
+from dina.convert import hf, visual
 from dina.convert.released import Released, Tensor
 from dina.quantize.rvq import RVQConfig
 from dina.vision import bridge, config as vision_config, pixel_decoder, preprocess, tokenizer
@@ -56,7 +56,7 @@ def settings(checkpoint: Released, parts: Collection[str]) -> dict[str, Any]:
     """
     if not set(parts) & set(PARTS):
         return {}
-    config = _section(checkpoint.config(), "visual_config", "config.json")
+    config = hf.section(checkpoint.config(), "visual_config", "config.json")
     if "visual_decoder_config" not in config and (checkpoint.folder / SERVING).exists():
         config = config | {"visual_decoder_config": checkpoint.read_json(SERVING).get("visual_decoder_config")}
     return pixels(checkpoint) | of_config(config, checkpoint.tensors, parts)
@@ -71,16 +71,16 @@ def of_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: C
         if "vision_encoder" in parts:
             found["encoder"] = made["encoder"] | {"pixels": "bfloat16"}  # as the released code rounds them, in any precision
     if "vision_quantizer" in parts:
-        found |= quantizer(_section(config, "vq_config", "visual_config"), found["bridge"]["out_dim"])
+        found |= quantizer(hf.section(config, "vq_config", "visual_config"), found["bridge"]["out_dim"])
     if {"pixel_decoder", "refiner"} & set(parts):
-        decoder = _section(config, "visual_decoder_config", f"visual_config (or {SERVING})")
+        decoder = hf.section(config, "visual_decoder_config", f"visual_config (or {SERVING})")
         dim = found.get("quantizer", {}).get("dim")
         if "pixel_decoder" in parts:
-            found |= _pixel_decoder(_section(decoder, "image_decoder_config", "visual_decoder_config"), tensors)
+            found |= _pixel_decoder(hf.section(decoder, "image_decoder_config", "visual_decoder_config"), tensors)
             dim = _code_dim(tensors, "image_decoder.post_quant_conv.weight", dim)
         if "refiner" in parts:
-            found |= _refiner(_section(decoder, "transformer_config", "visual_decoder_config"), tensors)
-            found |= _autoencoder(_section(decoder, "vae_config", "visual_decoder_config"), tensors)
+            found |= _refiner(hf.section(decoder, "transformer_config", "visual_decoder_config"), tensors)
+            found |= _autoencoder(hf.section(decoder, "vae_config", "visual_decoder_config"), tensors)
             dim = _code_dim(tensors, COND, dim) if COND in tensors else dim or found["caption_dim"]
         found["code_dim"] = dim
     return found
@@ -88,11 +88,11 @@ def of_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: C
 
 def tower(c: Mapping[str, Any], where: str) -> dict[str, Any]:
     """'encoder' and 'bridge' of the config of a Qwen2.5-VL vision tower; `where` names it in errors."""
-    refuse(c, "tower", where)
+    hf.refuse(c, REQUIRED["tower"], where)
     rope = c.get("rope_parameters") or {}
     if rope.get("rope_theta", ROPE_THETA) != ROPE_THETA or rope.get("rope_type", "axial") not in ("axial", "default"):
         raise InputError(f"{where}.rope_parameters is {rope}; this code computes rope_theta {ROPE_THETA:g} without scaling")
-    sizes = {name: _number(c, name, where, default) for name, default in TOWER.items() if name != "fullatt_block_indexes"}
+    sizes = {name: hf.number(c, name, where, default) for name, default in TOWER.items() if name != "fullatt_block_indexes"}
     full, width, heads = c.get("fullatt_block_indexes", TOWER["fullatt_block_indexes"]), sizes["hidden_size"], sizes["num_heads"]
     if any(isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < sizes["depth"] for layer in full):
         raise InputError(f"{where}.fullatt_block_indexes is {list(full)}, of {sizes['depth']} layers")
@@ -112,11 +112,11 @@ def quantizer(c: Mapping[str, Any], width: int) -> dict[str, Any]:
     The release has no feature decoder; ours, which a stage that goes on training the quantizer needs, is started fresh.
     """
     where = "visual_config.vq_config"
-    refuse(c, "vq_config", where)
+    hf.refuse(c, REQUIRED["vq_config"], where)
     if c.get("in_channels", width) != width:
         raise InputError(f"{where}.in_channels is {c['in_channels']}, but visual_config.out_hidden_size is {width}")
     sizes = c.get("codebook_size", c.get("codebook_sizes"))
-    depth = _number(c, "depth", where, len(sizes) if isinstance(sizes, list) else None)
+    depth = hf.number(c, "depth", where, len(sizes) if isinstance(sizes, list) else None)
     sizes = sizes if isinstance(sizes, list) else [sizes] * depth
     if len(sizes) != depth or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
         raise InputError(f"{where}: codebook_size (or codebook_sizes) must be a number, or one for each of {depth} levels, not {sizes}")
@@ -126,7 +126,7 @@ def quantizer(c: Mapping[str, Any], width: int) -> dict[str, Any]:
     if book == "shared" and len(set(sizes)) > 1:
         raise InputError(f"{where}: a shared codebook has one size, codebook_size is {sizes}")
     found = {field.name: field.default for field in dataclasses.fields(RVQConfig) if field.name in PLAIN}
-    found |= {"sizes": sizes, "dim": _number(c, "codebook_dim", where), "codebook": book, "decay": float(_number(c, "decay", where, DECAY))}
+    found |= {"sizes": sizes, "dim": hf.number(c, "codebook_dim", where), "codebook": book, "decay": float(hf.number(c, "decay", where, DECAY))}
     return {"quantizer": found, "feature_decoder": {"width": max(1, width // 2), "layers": 2}}  # C.2 names 2 to 4 layers
 
 
@@ -138,7 +138,7 @@ def pixels(checkpoint: Released) -> dict[str, int]:
     for name, wanted in (("image_mean", preprocess.CLIP_MEAN), ("image_std", preprocess.CLIP_STD)):
         if name in c and [round(x, 6) for x in c[name]] != [round(x, 6) for x in wanted.tolist()]:
             raise InputError(f"{checkpoint.folder / PROCESSOR}: {name} is {c[name]}; this code computes {wanted.tolist()}")
-    refuse(c, PROCESSOR, PROCESSOR)
+    hf.refuse(c, REQUIRED[PROCESSOR], PROCESSOR)
     size = c.get("size") or {}
     bounds = {name: c.get(name, size.get(other)) for name, other in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))}
     return {name: value for name, value in bounds.items() if value}
@@ -146,44 +146,44 @@ def pixels(checkpoint: Released) -> dict[str, int]:
 
 def _pixel_decoder(c: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     where, layer = "visual_decoder_config.image_decoder_config", "image_decoder.encoder.layers.0"
-    refuse(c, "image_decoder_config", where)
+    hf.refuse(c, REQUIRED["image_decoder_config"], where)
     gated = f"{layer}.mlp.w2.weight" in tensors
     if not gated and c.get("hidden_act", "gelu") != "gelu":
         raise InputError(f"{where}.hidden_act is {c['hidden_act']!r}; without a gate this code computes 'gelu'")
     names = {"width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads", "ff": "intermediate_size",
              "eps": "layer_norm_eps"}  # fmt: skip
-    found = {ours: _number(c, theirs, where) for ours, theirs in names.items()} | {"positions": "raster", "attn_scale": "double"}
+    found = {ours: hf.number(c, theirs, where) for ours, theirs in names.items()} | {"positions": "raster", "attn_scale": "double"}
     found |= {"norms": "sub" if f"{layer}.mlp.ffn_ln.weight" in tensors else "pre", "ffn": "swiglu" if gated else "gelu"}
     return {"pixel_decoder": found | {"qkv_bias": "".join(x for x in "qkv" if f"{layer}.self_attn.{x}_proj.bias" in tensors)}}
 
 
 def _refiner(c: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     where = "visual_decoder_config.transformer_config"
-    refuse(c, "transformer_config", where)
+    hf.refuse(c, REQUIRED["transformer_config"], where)
     stack = next((s for s in STACKS if f"image_refiner.base_transformer.{s}.0.norm2.weight" in tensors), STACKS[0])
     names = {"width": "hidden_size", "depth": "num_layers", "refiner_layers": "num_refiner_layers", "heads": "num_attention_heads",
              "kv_heads": "num_kv_heads", "eps": "norm_eps", "time_scale": "timestep_scale"}  # fmt: skip
-    found = {ours: _number(c, theirs, where) for ours, theirs in names.items()}
-    axes, caption = c.get("axes_dim_rope"), _number(c, "text_feat_dim", where)
+    found = {ours: hf.number(c, theirs, where) for ours, theirs in names.items()}
+    axes, caption = c.get("axes_dim_rope"), hf.number(c, "text_feat_dim", where)
     if not isinstance(axes, list) or sum(axes) * found["heads"] != found["width"]:
         head = found["width"] // found["heads"]
         raise InputError(f"{where}.axes_dim_rope is {axes!r}; it must list three parts of a head of {head} values")
     # The width of the feed-forward is a formula of three more keys; the tensor says it.
     hidden = shape_of(tensors, f"image_refiner.base_transformer.{stack}.0.feed_forward.linear_1.weight")[0]
     found |= {"axes": axes, "ff": hidden, "cond_dim": caption if COND in tensors else 0, "references": shape_of(tensors, INDEX)[0],
-              "token_dim": 4 * _number(c, "in_channels", where)}  # fmt: skip
+              "token_dim": 4 * hf.number(c, "in_channels", where)}  # fmt: skip
     return {"refiner": found, "refiner_stack": stack, "caption_dim": caption}
 
 
 def _autoencoder(c: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     where = "visual_decoder_config.vae_config"
-    refuse(c, "vae_config", where)
+    hf.refuse(c, REQUIRED["vae_config"], where)
     channels = c.get("block_out_channels")
     if not isinstance(channels, list) or not channels:
         raise InputError(f"{where}.block_out_channels is {channels!r}, not a list of channels")
     names = {"layers": "layers_per_block", "latent": "latent_channels", "groups": "norm_num_groups", "scale": "scaling_factor",
              "shift": "shift_factor"}  # fmt: skip
-    found = {ours: _number(c, theirs, where) for ours, theirs in names.items()}
+    found = {ours: hf.number(c, theirs, where) for ours, theirs in names.items()}
     point = "both" if "image_refiner.vae.quant_conv.weight" in tensors else "none"
     return {"autoencoder": found | {"channels": channels, "point_convs": point}}
 
@@ -243,13 +243,6 @@ def differs(found: Mapping[str, Any], config: ml_collections.ConfigDict, part: s
     return ""
 
 
-def refuse(c: Mapping[str, Any], section: str, where: str) -> None:
-    """Raises InputError naming the first key of a config that has a value which our modules do not compute."""
-    for name, wanted in REQUIRED[section].items():
-        if name in c and c[name] != wanted:
-            raise InputError(f"{where}.{name} is {c[name]!r}; this code computes {wanted!r}")
-
-
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     """The shape of a tensor that says a size. Raises InputError without it."""
     if name not in tensors:
@@ -262,18 +255,3 @@ def _code_dim(tensors: Mapping[str, Tensor], name: str, known: int | None) -> in
     if known not in (None, dim):
         raise InputError(f"tensor {name} takes code vectors of {dim}, other parts have {known} (visual_config.vq_config.codebook_dim)")
     return dim
-
-
-def _section(c: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
-    if not isinstance(c.get(name), dict):
-        raise InputError(f"released config: {where} has no section {name!r}")
-    return c[name]
-
-
-def _number(c: Mapping[str, Any], name: str, where: str, default: Any = None) -> Any:
-    value = c.get(name, default)
-    if value is None:
-        raise InputError(f"released config: key {where}.{name} is missing")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"released config: key {where}.{name} is {value!r}, not a number")
-    return value

@@ -1,7 +1,7 @@
 """What a released checkpoint becomes: our model's settings from its config.json and shapes, and every tensor's place.
 
-The language side (language.py) and the visual tokenizer with its detokenizers (visual.py) have tables. The audio tokenizer
-and released tensors that no model uses are carried along as they are, under 'carried', so that nothing is lost on the way back.
+The language side (language.py), the visual tokenizer with its detokenizers (visual.py) and the audio tokenizer (audio.py) have
+tables. Released tensors that no model uses are carried along as they are, under 'carried', so that nothing is lost on the way back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from dina import model as model_lib
 from dina.config import InputError, check_name
-from dina.convert import hf, hf_visual, language
+from dina.convert import hf, hf_audio, hf_visual, language
 from dina.convert.hf_visual import shape_of
 from dina.convert.released import DTYPES, FLOATS, Released, Tensor, apart, same_bits
 from dina.convert.rules import Piece, by_name, by_path, check_fit, least_shape, pieces
@@ -29,7 +29,7 @@ from dina.vision import tokenizer
 
 # What is carried along whatever it is: how names begin -> part. The detokenizers' file repeats the vision transformer, which
 # nobody reads; a refiner without a projection of its condition stores a placeholder.
-CARRIED = {"model.audio_tokenizer.": "audio_tokenizer", "visual_model.": "vision_copy", "image_refiner.cond_proj._dummy": "refiner"}
+CARRIED = {"visual_model.": "vision_copy", "image_refiner.cond_proj._dummy": "refiner"}
 BESIDE = ("pixel_decoder", "refiner", "vision_copy")  # parts of the detokenizers' file, which a checkpoint may lack
 HEADS = ("visual_head", "audio_head")
 PROJECTIONS = ("hidden_proj", "hidden_in_proj")
@@ -37,7 +37,7 @@ PROJECTIONS = ("hidden_proj", "hidden_in_proj")
 RELEASED_SIZES = {"hidden_size": 3072, "num_layers": 14, "n_routed_experts": 256, "vocab_size": 282624}
 RELEASED_COUNTS = {"model.audio_tokenizer.": 1740, "model.visual_tokenizer.": 425, "visual_head.": 71, "audio_head.": 71,
                    "image_decoder.": 558, "image_refiner.": 828, "visual_model.": 385, "": 11143}  # fmt: skip
-PARTS = (*model_lib.PARTS, *hf_visual.PARTS, "audio_tokenizer", "vision_copy")
+PARTS = (*model_lib.PARTS, *hf_visual.PARTS, *hf_audio.PARTS, "vision_copy")
 FEATURE_DECODER = "params/vision_quantizer/feature_decoder/"  # ours alone
 JOINT = "model.embed_tokens.weight"
 HEAD_SIZE = 128  # of a depth head's attention (backbone.md §4)
@@ -58,7 +58,7 @@ class Plan:
     """What a checkpoint becomes.
 
     Settings and vocabulary are None without any language part; `projections` is what the checkpoint calls the first matrix
-    of each depth head. `vision` are the settings of hf_visual.py, {} without any visual part.
+    of each depth head. `vision` and `audio` are the settings of hf_visual.py and hf_audio.py, {} without any such part.
     """
 
     leaves: dict[str, Leaf]
@@ -66,6 +66,7 @@ class Plan:
     vocabulary: Vocabulary | None
     projections: dict[str, str]
     vision: dict[str, Any]
+    audio: dict[str, Any]
 
 
 def model_config(c: Mapping[str, Any], tensors: Mapping[str, Tensor], parts: Collection[str] = PARTS):
@@ -162,14 +163,14 @@ def make(checkpoint: Released, parts: Collection[str] = ()) -> Plan:
     if kept & set(model_lib.PARTS):
         config, vocabulary = model_config(checkpoint.config(), checkpoint.tensors, kept)
         leaves = _language(checkpoint.config()["vocab_size"], config, vocabulary, projections)
-    vision = hf_visual.settings(checkpoint, kept)
-    leaves |= _visual(vision)
+    vision, audio = hf_visual.settings(checkpoint, kept), hf_audio.settings(checkpoint, kept)
+    leaves |= _tokenizers(vision, audio)
     named = {piece.name for leaf in leaves.values() for piece in leaf.pieces}
     unnamed = {name: tensor.shape for name, tensor in checkpoint.tensors.items() if name not in named}
     leaves |= {leaf.path: leaf for leaf in map(_verbatim, unnamed, unnamed.values()) if leaf}
     leaves = {path: leaf for path, leaf in leaves.items() if path.split("/")[1] in kept}
     account(checkpoint, leaves, () if parts else checkpoint.tensors, () if parts else _miscounted(checkpoint))
-    return Plan(leaves, config, vocabulary, projections, vision)
+    return Plan(leaves, config, vocabulary, projections, vision, audio)
 
 
 def has_detokenizers(checkpoint: Released) -> bool:
@@ -188,9 +189,10 @@ def remember(record: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     if record["model"] is not None:
         fields = {name: _tuples(value) for name, value in record["vocabulary"].items()}
         leaves = _language(record["joint_rows"], ml_collections.ConfigDict(record["model"]), Vocabulary(**fields), record["projections"])
-    if "vision" not in record:
-        raise InputError("the import's record lacks 'vision'; import the checkpoint again")
-    leaves |= _visual(record["vision"])
+    for name in ("vision", "audio"):
+        if name not in record:
+            raise InputError(f"the import's record lacks {name!r}; import the checkpoint again")
+    leaves |= _tokenizers(record["vision"], record["audio"])
     carried = {path.split("/", 2)[2]: shape for path, shape in shapes.items() if path not in leaves}
     leaves |= {leaf.path: leaf for leaf in map(_verbatim, carried, carried.values()) if leaf}
     return {path: leaf for path, leaf in leaves.items() if path in shapes}
@@ -216,8 +218,9 @@ def _language(rows: int, config: ml_collections.ConfigDict, vocabulary: Vocabula
     return leaves
 
 
-def _visual(vision: Mapping[str, Any]) -> dict[str, Leaf]:
-    groups = by_path(piece for table in hf_visual.tables(vision) for piece in pieces(*table)) if vision else {}
+def _tokenizers(vision: Mapping[str, Any], audio: Mapping[str, Any]) -> dict[str, Leaf]:
+    listed = [*(hf_visual.tables(vision) if vision else []), *(hf_audio.tables(audio) if audio else [])]
+    groups = by_path(piece for table in listed for piece in pieces(*table))
     return {path: Leaf(path, least_shape(group), tuple(group)) for path, group in groups.items()}
 
 
@@ -272,12 +275,10 @@ def check_codes(checkpoint: Released, made: Plan) -> None:
     shard, voc = checkpoint.tensors[JOINT].shard, made.vocabulary
     levels = [("visual", *level) for level in enumerate(zip(voc.visual_base, voc.visual, strict=True))]
     levels += [("audio", *level) for level in enumerate(zip(voc.audio_base, voc.audio, strict=True))]
-    with checkpoint.open(shard) as file:
-        rows = file.get_slice(JOINT)
-        for kind, level, (base, size) in levels:
-            if not any(np.any(rows[i : i + 1]) for i in range(base, base + size, max(1, size // 8))):
-                where = f"rows {base} to {base + size - 1}, the codes of {kind} level {level}"
-                raise InputError(f"{checkpoint.folder / shard}: {JOINT} has zeros in every row looked at of {where}: they were never loaded")
+    for kind, level, (base, size) in levels:
+        if not any(np.any(checkpoint.read(JOINT, i, i + 1)) for i in range(base, base + size, max(1, size // 8))):
+            where = f"rows {base} to {base + size - 1}, the codes of {kind} level {level}"
+            raise InputError(f"{checkpoint.folder / shard}: {JOINT} has zeros in every row looked at of {where}: they were never loaded")
 
 
 def account(checkpoint: Released, leaves: Mapping[str, Leaf], known: Collection[str], problems: Collection[str] = ()) -> None:

@@ -15,7 +15,7 @@ import ml_collections
 
 from dina import checkpoint, grammar
 from dina.config import InputError
-from dina.convert import hf_visual
+from dina.convert import hf_audio, hf_visual, hift
 from dina.convert.stream import Stored
 from dina.text import released
 
@@ -78,6 +78,28 @@ def apply_vision(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Non
     if record is None or not _at(record, "vision"):
         raise InputError(f"{folder} holds no imported visual part; `python -m tools.convert import` or `qwen-vision` makes it")
     hf_visual.update(config.vision, record["vision"])
+    _name(config, folder, record)
+
+
+def apply_audio(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
+    """Gives an experiment the audio side of an import.
+
+    Args:
+        config: gets, in `audio`, the settings of the imported parts, and the import's identity in `imports`. What is no property
+            of the weights (augmentation, how codebooks are trained, the vocoder) stays.
+        folder: `<workdir>/released` or `<workdir>/whisper`, as tools.convert made it.
+
+    Raises:
+        InputError: no import, or one without an audio part.
+    """
+    record = checkpoint.finished(folder)
+    if record is None or not record.get("audio"):
+        raise InputError(f"{folder} holds no imported audio part; `python -m tools.convert import` or `whisper` makes it")
+    hf_audio.update(config.audio, record["audio"])
+    _name(config, folder, record)
+
+
+def _name(config: ml_collections.ConfigDict, folder: pathlib.Path, record: Mapping[str, Any]) -> None:
     with config.unlocked():
         config.imports = ml_collections.ConfigDict({**config.get("imports", {}), folder.name: record["identity"]})
 
@@ -119,7 +141,7 @@ def check(record: Mapping[str, Any], config: ml_collections.ConfigDict, parts: C
     for part in parts:
         if part == "refiner" and "refiner" in vision:
             raise InputError(f"{where}/{part}: it works in a latent space that no stage trains in; dina.vision.refine samples with it")
-        differs = hf_visual.differs(vision, config.vision, part) if part in hf_visual.SECTIONS else ""
+        differs = _differs(record, config, part)
         if differs:
             raise InputError(f"{where}/{part}: {differs}")
     if not record["model"]:
@@ -136,6 +158,15 @@ def check(record: Mapping[str, Any], config: ml_collections.ConfigDict, parts: C
                 raise InputError(
                     f"{where}: the experiment's vocabulary has other {name} than the imported one; dina.convert.settings.apply takes it over"
                 )
+
+
+def _differs(record: Mapping[str, Any], config: ml_collections.ConfigDict, part: str) -> str:
+    """How the experiment would read a part of the tokenizers otherwise than the import; '' if it does not."""
+    if part in hf_visual.SECTIONS:
+        return hf_visual.differs(record["vision"], config.vision, part)
+    if part in hf_audio.MEANING:
+        return hf_audio.differs(record["audio"], config.audio, part)
+    return hift.differs(record, config.audio) if part == hift.PART else ""
 
 
 def _at(tree: Any, key: str) -> Any:

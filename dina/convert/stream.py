@@ -8,10 +8,12 @@ memory is a few tensors at a time.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import dataclasses
+import functools
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -28,8 +30,9 @@ from dina.convert.rules import Piece, join, sources
 from dina.optim import flatten, unflatten
 
 BLOCK_BYTES = 64 * 2**20  # a released tensor larger than this is copied in blocks of its first axis
+READERS = 2  # threads that read regions and transpose them
 STRIP = 32  # values of the last axis
-IN_FLIGHT = 12  # regions being written at once: 38 s where 4 took 47 (9.5 GB)
+IN_FLIGHT = 12  # regions being read or written at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,22 +87,23 @@ class _Handler(type_handlers.NumpyHandler):
         for value, store in zip(values, stores, strict=True):
             for piece in sources(value.leaf.pieces):
                 targets.setdefault(piece.name, []).append((piece, store, value))
-        for shard in self.checkpoint.shards:
-            wanted = [tensor for tensor in self.checkpoint.in_shard(shard) if tensor.name in targets]
-            if not wanted:
-                continue
-            with self.checkpoint.open(shard) as file:
-                pending: list[Any] = []
-                for tensor, (piece, store, value) in ((tensor, target) for tensor in wanted for target in targets[tensor.name]):
-                    for region, array in _regions(piece, value, tensor, file):
-                        pending.append(store[region].write(array))
+        pending: list[asyncio.Task] = []
+        with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+            for tensor in (tensor for shard in self.checkpoint.shards for tensor in self.checkpoint.in_shard(shard)):
+                for piece, store, value in targets.get(tensor.name, ()):
+                    for region, content in _regions(piece, value, tensor, self.checkpoint):
+                        pending.append(asyncio.create_task(_put(pool, store[region], content)))
                         if len(pending) >= IN_FLIGHT:
                             await pending.pop(0)
-                # The arrays are views of the mapped shard, which closes now.
-                await asyncio.gather(*pending)
+            await asyncio.gather(*pending)
         for value, store in zip(values, stores, strict=True):
             for region in _untouched(value):
                 await store[region].write(np.zeros(store[region].shape, value.dtype))
+
+
+async def _put(pool: concurrent.futures.Executor, region: Any, content: Callable[[], np.ndarray]) -> None:
+    """Makes a region's content beside others, which reads it from the shard and may transpose it, and writes it."""
+    await region.write(await asyncio.get_running_loop().run_in_executor(pool, content))
 
 
 async def _created(value: Placeholder, info, arg):
@@ -122,19 +126,17 @@ def _untouched(value: Placeholder) -> list[tuple[slice, ...]]:
             for at in np.argwhere(~touched).tolist()]
 
 
-def _regions(piece: Piece, value: Placeholder, tensor: Tensor, file) -> Iterator[tuple[tuple, np.ndarray]]:
-    """(region of ours, content) of one released tensor or its part; large ones in the blocks that ours is chunked in."""
+def _regions(piece: Piece, value: Placeholder, tensor: Tensor, checkpoint: Released) -> Iterator[tuple[tuple, Callable[[], np.ndarray]]]:
+    """(region of ours, what makes its content) of one released tensor or its part; large ones in the blocks that ours is chunked in."""
     rows = value.chunk[len(piece.index)] if tensor.shape else 0
     first, last = piece.part or (0, tensor.shape[0] if tensor.shape else 0)
     if not _same_layout(piece) or piece.start % max(rows, 1) or last - first <= rows:
-        content = file.get_slice(tensor.name)[first:last] if piece.part else file.get_tensor(tensor.name)
-        yield piece.slices, in_order(piece.arrange(content))
+        yield piece.slices, lambda: in_order(piece.arrange(checkpoint.read(tensor.name, *(piece.part or ()))))
         return
-    view = file.get_slice(tensor.name)
     for start in range(first, last, rows):
         stop = min(start + rows, last)
         at = piece.start + start - first
-        yield (*piece.index, slice(at, at + stop - start)), view[start:stop]
+        yield (*piece.index, slice(at, at + stop - start)), functools.partial(checkpoint.read, tensor.name, start, stop)
 
 
 def in_order(view: np.ndarray) -> np.ndarray:

@@ -18,8 +18,10 @@ from dina.grammar import Image, Speech
 from dina.vision import detokenize, preprocess
 from dina.vision import tokenizer as visual_tokenizer
 
-PARTS = ("vision_encoder", "vision_quantizer", "pixel_decoder", "refiner",
-         "audio_encoder", "audio_quantizer", "audio_decoder", "flow")  # fmt: skip
+
+def parts(config) -> tuple[str, ...]:
+    """The trained parts of both tokenizers and detokenizers."""
+    return "vision_encoder", "vision_quantizer", "pixel_decoder", "refiner", "audio_encoder", *detokenizer.parts(config.audio)
 
 
 def read_image(config, path: pathlib.Path | str) -> UInt8[np.ndarray, "H W 3"]:
@@ -48,7 +50,7 @@ class Media:
 
     Args:
         config: the experiment.
-        variables: {'params', 'stats'} with `PARTS`.
+        variables: {'params', 'stats'} with `parts`.
         rows: images or clips of one compiled call.
     """
 

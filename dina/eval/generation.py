@@ -20,7 +20,7 @@ from dina import model as models, stages
 from dina.audio import detokenizer, features, tokenizer as audio_tokenizer
 from dina.audio.vocoder import make_vocoder
 from dina.data import packing
-from dina.decode import batching, prompts
+from dina.decode import batching, media, prompts
 from dina.eval import metrics
 from dina.eval.prompts import Question
 from dina.eval.speech_judge import Clip
@@ -28,8 +28,6 @@ from dina.grammar import Speech
 from dina.vision import detokenize, preprocess
 from dina.vision.tokenize import tokenize_images
 
-PARTS = ("vision_encoder", "vision_quantizer", "pixel_decoder", "refiner", "audio_encoder", "audio_quantizer",
-         "audio_decoder", "flow", "embed", "backbone", "lm_head", "visual_head", "audio_head")
 _CLIPS, _PACKS = 16, 16  # rows of one compiled call
 
 
@@ -56,7 +54,7 @@ class Generator:
 
     def __init__(self, config, workdir: pathlib.Path):
         self.config = config
-        params, stats = stages.load_parts(config, workdir, list(PARTS))
+        params, stats = stages.load_parts(config, workdir, [*media.parts(config), *models.PARTS])
         self.variables = {"params": params, "stats": stats}
         self.vocabulary, self.text = packing.open_vocabulary(config)
         names = {"params": models.PARTS, "stats": ("backbone",)}
@@ -66,7 +64,7 @@ class Generator:
         self.rate = config.audio.target.rate
         self._tokenize = audio_tokenizer.make_tokenize(config.audio)
         self._detokenize = detokenizer.make_detokenize(config.audio)
-        self._vocode = jax.jit(make_vocoder(config.audio))
+        self._vocode = jax.jit(make_vocoder(config.audio, params))
         self._mel = {name: jax.jit(functools.partial(features.ln_mel, target=config.audio[name])) for name in ("target", "recon")}
 
     # ---------------------------------------------------------------------------------------------------- answers
@@ -184,6 +182,6 @@ class Generator:
         return np.asarray(self._vocode(padded.T[None]))[0, :len(mel) * self.config.audio.target.hop], self.rate
 
     def _parts(self) -> tuple[dict, dict]:
-        names = ("audio_encoder", "audio_quantizer", "audio_decoder", "flow")
+        names = ("audio_encoder", *detokenizer.parts(self.config.audio))
         return {name: self.variables["params"][name] for name in names}, {
             "audio_quantizer": self.variables["stats"]["audio_quantizer"]}

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dina.audio import features
+from dina.audio.detokenizer import hidden_frames
 from dina.audio.encoder import length_mask, make_encoder
 from dina.audio.flow import SMALLEST_REST, flow_length, make_flow, noisy_pair
-from dina.audio.mel_decoder import hidden_length, make_decoder
+from dina.audio.mel_decoder import make_decoder
 from dina.audio.tokenizer import CodeProjection, code_lengths, decoder_input, quantizer_config, search
 from dina.quantize import rvq
 from dina.tasks.audio_batches import AudioBatches, open_table
@@ -63,7 +64,7 @@ class FlowTask(Task):
         x_BUD = decoder_input(self.audio, params["audio_quantizer"], stats["audio_quantizer"], codes_BUL)
         codes_B = code_lengths(samples_B, self.audio)
         hidden = self.decoder.apply({"params": params["audio_decoder"]}, x_BUD, codes_B, method="hidden")
-        return jax.lax.stop_gradient(hidden), hidden_length(codes_B)
+        return jax.lax.stop_gradient(hidden), hidden_frames(codes_B, self.audio)
 
     def loss(self, params, stats, batch, key: jax.Array, axes: tuple[str, ...]) -> LossOut:
         del axes

@@ -1,44 +1,12 @@
-"""Encoder and bridge: golden case 08b, and what padding may not change."""
+"""Encoder and bridge: what padding may not change (golden case 08b: tests/tools/test_parity.py), activations."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dina.audio.encoder import AudioEncoder, Bridge, WhisperEncoder, make_encoder, sinusoid
 from dina.audio.config import default_config
-from tests.audio import golden_weights
-from tests.golden_io import read_case, relative_error
-
-
-@pytest.fixture(scope="module")
-def golden():
-    config, weights, data = read_case("08b_audio_tokenizer")
-    params = {
-        "encoder": golden_weights.encoder(weights, "audio_tokenizer.audio_model", config["encoder_layers"]),
-        "bridge": golden_weights.bridge(weights, "audio_tokenizer.audio_bridge_model"),
-    }
-    whisper = WhisperEncoder(
-        config["d_model"], config["encoder_layers"], config["encoder_attention_heads"], config["encoder_ffn_dim"], parent=None
-    )
-    return AudioEncoder(whisper, Bridge(config["avg_pooler"], parent=None)), params, data
-
-
-def test_encoder_matches_golden(golden):
-    module, params, data = golden
-    mel, frames = data["mel"].swapaxes(1, 2), jnp.asarray(data["frames"], jnp.int32)
-    out, state = module.encoder.apply({"params": params["encoder"]}, mel, frames, capture_intermediates=True)
-    assert relative_error(out, data["encoder_out"]) < 1e-4
-    assert relative_error(sinusoid(45, 32), data["positional_embedding"]) < 1e-5
-    first = np.asarray(state["intermediates"]["layer0"]["__call__"][0])
-    packed = np.concatenate([first[row, :n] for row, n in enumerate(data["encoder_length"])])
-    assert relative_error(packed, data["layer0_out_packed"]) < 1e-4
-
-
-def test_bridge_matches_golden(golden):
-    module, params, data = golden
-    out = module.apply({"params": params}, data["mel"].swapaxes(1, 2), jnp.asarray(data["frames"], jnp.int32))
-    assert relative_error(out, data["bridge_prequant"]) < 1e-4
+from dina.audio.encoder import activation, attention_mask, make_encoder
+from dina.config import InputError
 
 
 def test_other_clips_and_their_length_change_nothing():
@@ -58,3 +26,20 @@ def test_other_clips_and_their_length_change_nothing():
     assert np.allclose(short[0, :codes], alone[0, :codes], atol=1e-5)
     other = encoder.apply(params, mel[:, ::-1] * (np.arange(64) < frames[:, None])[..., None], frames)
     assert not np.allclose(both[1, :codes], other[1, :codes], atol=1e-2)
+
+
+def test_queries_of_a_stream_see_what_they_see_in_the_whole():
+    valid = np.arange(8) < np.array([8, 5])[:, None]
+    whole = np.asarray(attention_mask(valid, "causal"))
+    assert np.array_equal(whole[0], np.tri(8, dtype=bool)) and not whole[1, :, 5:].any()
+    assert np.array_equal(attention_mask(valid, "causal", np.arange(3, 6)), whole[:, 3:6])
+    assert np.array_equal(attention_mask(valid, "both")[1], np.tile(valid[1], (8, 1)))
+
+
+def test_activations_are_those_of_their_names():
+    x = np.array([-1.0, 0.5, 2.0], np.float32)
+    assert np.allclose(activation("gelu")(x), [-0.158655, 0.345731, 1.954500], atol=1e-6)
+    assert np.allclose(activation("gelu_new")(x), [-0.158808, 0.345714, 1.954598], atol=1e-6)
+    assert np.allclose(activation("silu")(x), x / (1 + np.exp(-x)), atol=1e-6) and np.allclose(activation("relu")(x), [0, 0.5, 2])
+    with pytest.raises(InputError, match="activation 'gelo' does not exist; did you mean 'gelu'"):
+        activation("gelo")

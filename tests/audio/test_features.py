@@ -55,6 +55,18 @@ def test_long_wave_is_cut_as_in_golden(golden):
     assert relative_error(mel[:, -40:], golden["long_mel_last40"]) < 1e-4
 
 
+def test_pieces_overlap_and_end_with_the_wave():
+    x = np.arange(1000)
+    for size, overlap in ((300, 0), (300, 100), (250, 0), (1000, 10), (2000, 10)):
+        pieces = features.cut(x, size, overlap, 1)
+        assert all(piece[0] == before[-1] + 1 - overlap for before, piece in zip(pieces, pieces[1:], strict=False))
+        assert pieces[0][0] == 0 and pieces[-1][-1] == 999 and all(len(piece) == size for piece in pieces[:-1])
+        assert all(piece[-1] < 999 for piece in pieces[:-1])  # no piece lies in the last one
+    assert [len(piece) for piece in features.cut(x, 300, 0, 101)] == [300, 300, 300]
+    with pytest.raises(InputError, match="pieces of 300 samples cannot overlap by 300"):
+        features.cut(x, 300, 300, 1)
+
+
 def test_length_table_matches_golden(golden):
     config = feature_config(max_frames=3000)
     frames = golden["len_in"]

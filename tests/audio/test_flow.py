@@ -1,4 +1,4 @@
-"""Flow matching: golden case 08d, the block mask, padding, the training pair and the solver on a known flow."""
+"""Flow matching: the block mask, padding, the training pair and the solver on a known flow (golden cases: tests/tools/test_parity.py)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,56 +6,25 @@ import numpy as np
 import pytest
 
 from dina.audio import flow
-from tests.audio import golden_weights
-from tests.golden_io import read_case, relative_error
+from dina.config import InputError
+from dina.convert import audio as tables
+from tests.audio import toy
+from tests.golden_io import read_case
 
 
 @pytest.fixture(scope="module")
 def golden():
     config, weights, data = read_case("08d_flow_matching")
     c = config["flow"]
-    prefix = "audio_flow_matching_decoder"
-    params = {
-        "prenet": golden_weights.prenet(weights, f"{prefix}.prenet", c["prenet_nlayers"]),
-        "estimator": golden_weights.estimator(weights, f"{prefix}.conditional_decoder", c["num_mid_blocks"], c["n_blocks"]),
-    }
     prenet = flow.Prenet(
         c["prenet_d_model"], c["prenet_nlayers"], c["prenet_attention_heads"], c["prenet_ffn_dim"], c["in_channels"], parent=None
     )
     estimator = flow.Estimator(
-        c["channels"][0], c["num_mid_blocks"], c["n_blocks"], c["num_heads"], c["attention_head_dim"], 100, parent=None
+        tuple(c["channels"]), c["num_mid_blocks"], c["n_blocks"], c["num_heads"], c["attention_head_dim"], 100, parent=None
     )
-    return flow.Flow(prenet, estimator), {"params": params}, data, c
-
-
-def test_prenet_matches_golden(golden):
-    module, variables, data, _ = golden
-    mu = module.apply(variables, data["hidden"], data["lengths"].astype(np.int32), method="mean")
-    for row, n in enumerate(data["out_lengths"]):
-        assert relative_error(mu[row, :n], data["prenet_out"][row, :n]) < 1e-4
-
-
-def test_solver_matches_golden(golden):
-    module, variables, data, c = golden
-    lengths = data["lengths"].astype(np.int32)
-    mu = module.apply(variables, data["hidden"], lengths, method="mean")
-    valid = jnp.arange(mu.shape[1]) < lengths[:, None]
-    grid = flow.time_grid(c["diffusion_steps"])
-    assert relative_error(grid, data["t_span"]) < 1e-6
-    velocity = jax.jit(lambda *inputs: module.apply(variables, *inputs, method="velocity"))
-    x = data["estimator_x"][1].swapaxes(1, 2)
-    t = jnp.full((2,), data["estimator_t"][2])
-    assert relative_error(velocity(x, mu, t, valid).swapaxes(1, 2), data["estimator_v"][2]) < 1e-4
-    mel = flow.solve(velocity, mu, data["noise"].swapaxes(1, 2), valid, grid, c["cfm"]["inference_cfg_rate"])
-    for row, n in enumerate(data["flow_matching_mel_lengths"]):
-        assert relative_error(mel[row, :n], data["flow_matching_mel"][row, :n]) < 1e-4
-
-
-def test_long_call_with_two_blocks_matches_golden(golden):
-    module, variables, data, _ = golden
-    x, mu = (data[f"long_{name}_f16"].astype(np.float32).swapaxes(1, 2) for name in ("x", "mu"))
-    v = module.apply(variables, x, mu, data["long_t"].reshape(1), data["long_mask"][0] > 0, method="velocity")
-    assert relative_error(v.swapaxes(1, 2), data["long_v"]) < 1e-4
+    module = flow.Flow(prenet, estimator)
+    found = toy.from_released(weights, tables.flow(module, ""), *tables.flow_sizes(module, c["prenet_in_dim"]))
+    return module, {"params": found["params"]["flow"]}, data
 
 
 def test_block_causal_mask():
@@ -66,7 +35,7 @@ def test_block_causal_mask():
 
 
 def test_padding_changes_nothing(golden):
-    module, variables, data, _ = golden
+    module, variables, data = golden
     lengths = np.array([9, 13], np.int32)
     x = np.random.default_rng(0).normal(size=(2, 13, 80)).astype(np.float32)
     t = np.array([0.3, 0.3], np.float32)
@@ -97,7 +66,18 @@ def test_solver_follows_a_straight_flow_and_guidance_extrapolates():
     assert np.allclose(guided, np.where(valid[..., None], 1.5 * mu, 0), atol=1e-5)
 
 
+def test_lengths_are_the_references_in_float32():
+    assert flow.flow_length(13, 1.0) == 13 and flow.flow_length(10, 1.6) == 16
+    frames = np.arange(200)
+    exact = [int(np.float32(n) * np.float32(0.7)) for n in frames]
+    assert flow.flow_length(frames, 0.7).tolist() == exact == [flow.flow_length(int(n), 0.7) for n in frames]
+    assert exact != [int(n * 0.7) for n in frames.tolist()]  # in float64 some are a frame longer or shorter
+
+
 def test_time_grid_rounding():
+    assert np.allclose(flow.time_grid(4, spacing="linear"), [0, 0.25, 0.5, 0.75, 1])
+    with pytest.raises(InputError, match="audio.flow.spacing 'sine' does not exist"):
+        flow.time_grid(4, spacing="sine")
     exact, rounded = flow.time_grid(10), flow.time_grid(10, "bfloat16")
     assert exact[0] == 0 and abs(exact[-1] - 1) < 1e-6
     assert 0 < np.abs(exact - rounded).max() < 4e-3

@@ -7,8 +7,8 @@ import pytest
 
 from dina.audio import tokenizer
 from dina.config import InputError
-from dina.quantize import rvq
-from tests.audio import golden_weights, toy
+from dina.convert import audio as tables
+from tests.audio import toy
 from tests.golden_io import read_case, relative_error
 
 
@@ -18,12 +18,11 @@ def golden():
     audio = toy.experiment().audio
     audio.encoder.width, audio.decoder.width = config["d_model"], config["d_model"]
     audio.quantizer.sizes = tuple(config["codebook_sizes"])
-    prefix = "audio_tokenizer.audio_bridge_model"
-    books = [weights[f"{prefix}.vq_list.{i}.codebook.embed"] for i in range(len(config["codebook_sizes"]))]
-    params = {"proj_decoder": golden_weights.dense(weights, f"{prefix}.proj_decoder")}
+    names = [*tables.codebooks("audio_tokenizer."), *tables.projection("audio_tokenizer.")]
+    found = toy.from_released(weights, names, *tables.quantizer_sizes(tokenizer.quantizer_config(audio), config["d_model"]))
     lengths = data["bridge_length"]
     x = np.concatenate([data["bridge_prequant"][row, :n] for row, n in enumerate(lengths)])[None]
-    return audio, params, rvq.from_codebooks([jnp.asarray(book) for book in books]), x, data
+    return audio, found["params"]["audio_quantizer"], jax.tree.map(jnp.asarray, found["stats"]["audio_quantizer"]), x, data
 
 
 @pytest.mark.parametrize("residual", ["float32", "activation"])

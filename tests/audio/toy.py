@@ -7,6 +7,8 @@ import numpy as np
 
 from dina import stages
 from dina.audio.config import default_config
+from dina.convert import rules
+from dina.optim import unflatten
 from dina.quantize import rvq
 from dina.tasks.audio_tokens import AudioTokens
 from dina.tasks.flow import FlowTask
@@ -26,6 +28,11 @@ def experiment():
     audio.vocoder.iterations = 4
     audio.reader.width = 16
     return config
+
+
+def from_released(weights, *table):
+    """{'params': {part: tree}, ...} of released tensors by a conversion table: (rules, counts, sizes)."""
+    return unflatten(rules.assemble_all(rules.by_path(rules.pieces(*table)), weights.__getitem__))
 
 
 def stage(task, **options):

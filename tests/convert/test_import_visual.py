@@ -188,7 +188,7 @@ def test_a_stage_starts_from_imported_parts(imported, tmp_path):
         stages.initial_variables(config, "V2", task, imported, like)
     with config.unlocked():
         config.vision.quantizer.codebook = "shared"
-    held = settings.load(config, imported / "released", ["vision_quantizer", "audio_encoder"])
+    held = settings.load(config, imported / "released", ["vision_quantizer", "audio_reader"])
     assert {kind: list(parts) for kind, parts in held.items()} == {"params": ["vision_quantizer"], "stats": ["vision_quantizer"]}
     np.testing.assert_array_equal(held["stats"]["vision_quantizer"]["codebook"]["0"], ours["stats"]["vision_quantizer"]["codebook"]["0"])
     with config.unlocked():
@@ -210,7 +210,7 @@ def test_a_workdir_in_the_checkpoint_is_no_part_of_it(released, tmp_path):
 
 def test_what_is_not_there_is_said(tmp_path):
     synthetic.write(tmp_path / "in")
-    convert.main(["import", "--checkpoint", str(tmp_path / "in"), "--workdir", str(tmp_path), "--parts", "audio_tokenizer"])
+    convert.main(["import", "--checkpoint", str(tmp_path / "in"), "--workdir", str(tmp_path), "--parts", "audio_encoder"])
     with pytest.raises(InputError, match="image_decoder.post_quant_conv.weight is missing"):
         plan.make(Released(tmp_path / "in"), ["pixel_decoder"])
     for folder in ("none", "released"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dina.config import InputError
-from dina.convert import hf_visual, plan, rules
+from dina.convert import hf_audio, hf_visual, plan, rules
 from dina.convert.released import APART, Tensor
 
 VISUAL_CONFIG = {
@@ -24,13 +24,26 @@ VISUAL_CONFIG = {
                        "scaling_factor": 0.3611, "shift_factor": 0.1159},
     },
 }  # fmt: skip
+AUDIO_CONFIG = {
+    "num_mel_bins": 128, "n_fft": 400, "hop_length": 160, "sampling_rate": 16000, "max_audio_seconds": 30, "kernel_size": 3, "stride_size": 2,
+    "avg_pooler": 4, "d_model": 1280, "activation_function": "gelu", "encoder_layers": 32, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
+    "decoder_layers": 8, "decoder_attention_heads": 20, "decoder_ffn_dim": 5120, "decoder_kernel_size": 3, "decoder_stride_size": 2,
+    "vq_config": {"codebook_sizes": [8192, 4096, 2048, 1024, 1024, 1024, 1024, 1024]},
+    "vocoder_config": {"num_mel_bins": 80, "sampling_rate": 16000, "hop_length": 256, "channels": [256] * 5},
+    "flow_matching_config": {
+        "in_channels": 80, "diffusion_steps": 10, "prenet_in_dim": 1280, "prenet_d_model": 512, "prenet_attention_heads": 8, "prenet_ffn_dim": 2048,
+        "prenet_nlayers": 12, "prenet_max_source_positions": 5000, "prenet_target_mel_length_scale_ratio": 1.0, "channels": [256],
+        "attention_head_dim": 64, "n_blocks": 4, "num_mid_blocks": 12, "num_heads": 8, "act_fn": "gelu",
+        "cfm_params": {"t_scheduler": "cosine", "inference_cfg_rate": 0.7},
+    },
+}  # fmt: skip
 CONFIG = {
     "num_layers": 14, "hidden_size": 3072, "vocab_size": 282624, "text_vocab_size": 131072, "text_vocab_plus_multimodal_special_token_size": 131125,
     "num_attention_heads": 32, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "ffn_hidden_size": 6144, "n_routed_experts": 256, "zero_expert_num": 128, "moe_topk": 12, "expert_ffn_hidden_size": 1024,
     "routed_scaling_factor": 6.0, "rope_theta": 1e7, "rms_norm_eps": 1e-5, "ngram_vocab_size_ratio": 78, "emb_neighbor_num": 4,
     "emb_split_num": 4, "visual_embedding_layer_intermediate_size": 8192, "eos_token_id": 2, "rope_scaling": None, "hidden_act": "silu",
-    "visual_config": VISUAL_CONFIG,
+    "visual_config": VISUAL_CONFIG, "audio_config": AUDIO_CONFIG,
 }  # fmt: skip
 
 
@@ -90,8 +103,6 @@ def tokenizers():
     yield f"{block}.pre_layernorm.bias", (3072,)
     for part, shape in (("gate", (8192, 3072)), ("up", (8192, 3072)), ("down", (3072, 8192))):
         yield f"{block}.mlp.{part}_proj.weight", shape
-    for i in range(1740):
-        yield f"model.audio_tokenizer.t{i}", (4,)
     yield from transformer("model.visual_tokenizer.visual_model")
     bridge = "model.visual_tokenizer.visual_bridge_model"
     yield f"{bridge}.bridge.ln_q.weight", (1280,)
@@ -108,8 +119,84 @@ def tokenizers():
         yield f"{at}.cluster_size_ema", (16384,)
 
 
-def dense(name, wide, narrow):
-    yield f"{name}.weight", (wide, narrow)
+def audio_tokenizer():
+    """Encoder, bridge with codebooks, mel decoder, prenet and estimator: 487 + 31 + 149 + 163 + 910."""
+    at = "model.audio_tokenizer.audio_model"
+    yield f"{at}.positional_embedding", (1500, 1280)
+    yield from dense(f"{at}.conv1", 1280, 128, 3)
+    yield from dense(f"{at}.conv2", 1280, 1280, 3)
+    yield from layers(f"{at}.layers", 32, 1280, 5120)
+    yield from dense(f"{at}.layer_norm", 1280)
+    at = "model.audio_tokenizer.audio_bridge_model"
+    yield f"{at}.gate_proj.weight", (5120, 1280, 4)
+    yield f"{at}.up_proj.weight", (5120, 1280, 4)
+    yield f"{at}.down_proj.weight", (5120, 5120)
+    yield from dense(f"{at}.layer_norm", 5120)
+    yield from dense(f"{at}.proj_decoder", 1280, 5120)
+    for level, codes in enumerate((8192, 4096, 2048, 1024, 1024, 1024, 1024, 1024)):
+        for name, shape in (("embed", (codes, 5120)), ("embed_avg", (codes, 5120)), ("cluster_size", (codes,))):
+            yield f"{at}.vq_list.{level}.codebook.{name}", shape
+    at = "model.audio_tokenizer.audio_decoder"
+    yield f"{at}.positional_embedding", (3000, 1280)
+    for name, channels in (("dconv1", 1280), ("dconv2", 80)):
+        yield f"{at}.{name}.conv.weight", (1280, channels, 3)
+        yield f"{at}.{name}.conv.bias", (channels,)
+        yield from dense(f"{at}.{name}.norm", channels)
+    yield from layers(f"{at}.layers", 8, 1280, 5120)
+    yield from dense(f"{at}.layer_norm", 1280)
+    for i in range(4):
+        yield from dense(f"{at}.post_net.layers.{3 * i}", 256, 256 if i else 80, 5)
+        yield from dense(f"{at}.post_net.layers.{3 * i + 1}", 256)
+    yield from dense(f"{at}.post_net.layers.12", 80, 256, 1)
+    at = "model.audio_tokenizer.audio_flow_matching_decoder.prenet"
+    yield f"{at}.positional_embedding", (5000, 512)
+    yield from dense(f"{at}.in_mlp.0", 2048, 1280)
+    yield from dense(f"{at}.in_mlp.2", 512, 2048)
+    yield from layers(f"{at}.transformer_layers", 12, 512, 2048, norms=("weight",))
+    yield f"{at}.final_norm.weight", (512,)
+    yield f"{at}.out_proj.weight", (80, 512)
+    yield from estimator("model.audio_tokenizer.audio_flow_matching_decoder.conditional_decoder")
+
+
+def estimator(at):
+    yield from dense(f"{at}.time_mlp.linear_1", 1024, 160)
+    yield from dense(f"{at}.time_mlp.linear_2", 1024, 1024)
+    for block, width in (("down_blocks.0", 160), ("up_blocks.0", 512), *((f"mid_blocks.{i}", 256) for i in range(12))):
+        res = f"{at}.{block}.0"
+        yield from dense(f"{res}.mlp.1", 256, 1024)
+        for name, before in (("block1", width), ("block2", 256)):
+            yield from dense(f"{res}.{name}.block.0", 256, before, 3)
+            yield from dense(f"{res}.{name}.block.2", 256)
+        yield from dense(f"{res}.res_conv", 256, width, 1)
+        for i in range(4):
+            attention = f"{at}.{block}.1.{i}"
+            yield from dense(f"{attention}.norm1", 256)
+            yield from dense(f"{attention}.norm3", 256)
+            for part in "qkv":
+                yield f"{attention}.attn1.to_{part}.weight", (512, 256)
+            yield from dense(f"{attention}.attn1.to_out.0", 256, 512)
+            yield from dense(f"{attention}.ff.net.0.proj", 1024, 256)
+            yield from dense(f"{attention}.ff.net.2", 256, 1024)
+        if not block.startswith("mid"):
+            yield from dense(f"{at}.{block}.2", 256, 256, 3)
+    yield from dense(f"{at}.final_block.block.0", 256, 256, 3)
+    yield from dense(f"{at}.final_block.block.2", 256)
+    yield from dense(f"{at}.final_proj", 80, 256, 1)
+
+
+def layers(name, count, width, hidden, norms=("weight", "bias")):
+    for at in (f"{name}.{layer}" for layer in range(count)):
+        yield f"{at}.self_attn.k_proj.weight", (width, width)
+        for part in ("q", "v", "out"):
+            yield from dense(f"{at}.self_attn.{part}_proj", width, width)
+        for norm in ("self_attn_layer_norm", "final_layer_norm"):
+            yield from ((f"{at}.{norm}.{kind}", (width,)) for kind in norms)
+        yield from dense(f"{at}.fc1", hidden, width)
+        yield from dense(f"{at}.fc2", width, hidden)
+
+
+def dense(name, wide, *narrow):
+    yield f"{name}.weight", (wide, *narrow)
     yield f"{name}.bias", (wide,)
 
 
@@ -155,9 +242,9 @@ class Listed:
     folder, shards = pathlib.Path("listed"), ("s",)
 
     def __init__(self, drop=lambda name: False, more=()):
-        exact = ("mlp.router.classifier.weight", "e_score_correction_bias", ".embed", "_ema")
+        exact = ("mlp.router.classifier.weight", "e_score_correction_bias", ".embed", "_ema", ".embed_avg", ".cluster_size")
         self.tensors = {name: Tensor(name, "s", shape, "F32" if name.endswith(exact) else "BF16")
-                        for source in (trunk, heads, tokenizers, *more) for name, shape in source() if not drop(name)}  # fmt: skip
+                        for source in (trunk, heads, tokenizers, audio_tokenizer, *more) for name, shape in source() if not drop(name)}  # fmt: skip
 
     def config(self):
         return CONFIG
@@ -176,7 +263,9 @@ def test_all_13450_tensors_have_their_place():
     names, counts = families(made)
     assert names.keys() == listed.tensors.keys()
     assert counts["backbone"] + counts["lm_head"] + counts["embed"] - 5 == 11143
-    assert (counts["visual_head"], counts["audio_head"], counts["audio_tokenizer"]) == (71, 71, 1740)
+    assert (counts["visual_head"], counts["audio_head"]) == (71, 71)
+    # Encoder with bridge, codebooks with projection, mel decoder, prenet with estimator.
+    assert [counts[part] for part in hf_audio.PARTS] == [487 + 5, 24 + 2, 149, 163 + 910]
     assert (counts["vision_encoder"], counts["vision_quantizer"]) == (385 + 5, 30)
     assert made.vocabulary.padded_rows == 282624 and made.vocabulary.img_pad == 131108
     shapes = {path: leaf.shape for path, leaf in made.leaves.items()}
@@ -197,7 +286,7 @@ def test_the_detokenizers_1771_tensors_have_their_place():
 
 @pytest.mark.parametrize("lost, message", [
     ("visual_head.transformer_layers.3.", "58 tensors of visual_head., the release has 71"),
-    ("model.audio_tokenizer.t1", "tensors of model.audio_tokenizer., the release has 1740"),
+    ("model.audio_tokenizer.audio_decoder.post_net.", "post_net.layers.0.bias(.|\n)*1722 tensors of model.audio_tokenizer., the release has 1740"),
     ("model.layers.13.mlp.experts.255.", "missing model.layers.13.mlp.experts.255.down_proj.weight"),
     ("image_decoder.norm_out.", "missing image_decoder.norm_out.weight(.|\n)*557 tensors of image_decoder., the release has 558"),
 ])  # fmt: skip

@@ -108,12 +108,16 @@ def test_parts_need_only_themselves(copy, tmp_path):
         convert.main(["import", "--checkpoint", str(copy), "--workdir", str(tmp_path / "v"), "--parts", "backbones"])
 
 
-def test_the_audio_tokenizer_alone_is_carried(released, tmp_path):
-    assert attempt(released, tmp_path, "--parts", "audio_tokenizer") == 0
+def test_what_no_model_uses_is_carried_alone(tmp_path):
+    count = {"visual_model.num_batches_tracked": ((), np.dtype(np.int64))}  # of a type that copies have
+    synthetic.write_tensors(tmp_path / "in", synthetic.tensors(files="all") | count)
+    assert attempt(tmp_path / "in", tmp_path, "--parts", "vision_copy") == 0
     record = checkpoint.finished(tmp_path / "w" / "released")
-    assert record["model"] is None and record["vision"] == {}
+    assert record["model"] is None and record["vision"] == {} and record["audio"] == {}
     convert.main(["export", "--workdir", str(tmp_path / "w"), "--out", str(tmp_path / "out")])
-    assert set(Released(tmp_path / "out").tensors) == {"model.audio_tokenizer.codes"}
+    ours, theirs = Released(tmp_path / "out"), Released(tmp_path / "in")
+    assert set(ours.tensors) == set(synthetic.OTHERS) | set(count)
+    assert all(ours.read(name).tobytes() == theirs.read(name).tobytes() for name in ours.tensors)
 
 
 def edit(folder, name, change):
@@ -233,10 +237,9 @@ def test_a_head_that_lost_a_layer_or_level_is_named(tmp_path):
             attempt(folder, tmp_path)
 
 
-def test_other_names_and_types_that_copies_have_are_carried(tmp_path, capsys):
+def test_other_names_that_copies_have_are_kept(tmp_path, capsys):
     old, new = "audio_head.hidden_proj.weight", "audio_head.hidden_in_proj.weight"
     listed = {new if name == old else name: what for name, what in synthetic.tensors().items()}
-    listed["model.audio_tokenizer.num_batches_tracked"] = ((), np.dtype(np.int64))
     synthetic.write_tensors(tmp_path / "in", listed)
     assert attempt(tmp_path / "in", tmp_path) == 0
     assert "holds no image_decoder folder: without pixel_decoder, refiner, vision_copy" in capsys.readouterr().out
@@ -278,10 +281,10 @@ def test_a_checkpoint_where_the_import_would_be_written_survives(released, tmp_p
     (tmp_path / "link").symlink_to(tmp_path / "w" / "released" / lies)
     for path in (tmp_path / "w" / "released" / lies, tmp_path / "link"):
         with pytest.raises(InputError, match="lies where the import would be written"):
-            convert.main(["import", "--checkpoint", str(path), "--workdir", str(tmp_path / "w"), "--parts", "audio_tokenizer"])
+            convert.main(["import", "--checkpoint", str(path), "--workdir", str(tmp_path / "w"), "--parts", "audio_decoder"])
     # Nor is it the place of another checkpoint's import.
     with pytest.raises(InputError, match="released/.* is in the import's place and no import wrote it"):
-        convert.main(["import", "--checkpoint", str(released), "--workdir", str(tmp_path / "w"), "--parts", "audio_tokenizer"])
+        convert.main(["import", "--checkpoint", str(released), "--workdir", str(tmp_path / "w"), "--parts", "audio_decoder"])
     assert contents(tmp_path / "w") == whole
 
 
@@ -295,19 +298,19 @@ def test_an_import_that_ends_early_takes_away_what_it_wrote_and_nothing_else(rel
     (tmp_path / "w" / "V1" / "log").write_text("ours")
     monkeypatch.setattr(convert.shutil, "copyfile", fail)
     with pytest.raises(raised, match="unreadable|a shard is gone|^$"):
-        attempt(released, tmp_path, "--parts", "audio_tokenizer")
+        attempt(released, tmp_path, "--parts", "audio_decoder")
     assert contents(tmp_path) == {"w/V1/log": b"ours"}
 
 
 def test_files_count_in_the_room_that_an_import_needs(released, tmp_path, monkeypatch):
-    tensor = Released(released).tensors["model.audio_tokenizer.codes"]
-    room = tensor.nbytes + sum((released / name).stat().st_size for name in ("config.json", "tokenizer.json"))
+    own = [tensor for name, tensor in Released(released).tensors.items() if name.startswith("model.audio_tokenizer.audio_decoder.")]
+    room = sum(tensor.nbytes for tensor in own) + sum((released / name).stat().st_size for name in ("config.json", "tokenizer.json"))
     free = collections.namedtuple("Usage", "free")
     monkeypatch.setattr(convert.shutil, "disk_usage", lambda _: free(room - 1))
     with pytest.raises(InputError, match="the import needs"):
-        attempt(released, tmp_path, "--parts", "audio_tokenizer")
+        attempt(released, tmp_path, "--parts", "audio_decoder")
     monkeypatch.setattr(convert.shutil, "disk_usage", lambda _: free(room))
-    assert attempt(released, tmp_path, "--parts", "audio_tokenizer") == 0
+    assert attempt(released, tmp_path, "--parts", "audio_decoder") == 0
 
 
 def test_an_identity_tells_checkpoints_apart_by_the_middle_of_any_tensor(tmp_path):

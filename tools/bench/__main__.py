@@ -1,6 +1,6 @@
 """Benchmarks: `python -m tools.bench NAME [--json FILE] [--rounds N] [--case I]`.
 
-NAME: lm_forward, rvq_encode, rvq_train_step (times, lower is better), lm_decode, ngram, depth_head, import (rates, higher is
+NAME: lm_forward, rvq_encode, rvq_train_step, vocoder (times, lower is better), lm_decode, ngram, depth_head, import (rates, higher is
 better). Ours and the peer run in turn in one process tree; medians and their ratio are printed with the samples' spread and the
 machine's own floor. Times come with `memory`: peaks of both in bytes over what they hold between runs, and their ratio.
 """
@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Callable
 
 from dina.config import check_name, run_main
-from tools.bench import harness, importing, lm, rvq, small
+from tools.bench import harness, importing, lm, rvq, small, vocoder
 
 # name -> (workloads, unit, what `ratio` divides, rounds)
 BENCHES: dict[str, tuple[list[Callable[[], harness.Workload]], str, str, int]] = {
@@ -22,6 +22,7 @@ BENCHES: dict[str, tuple[list[Callable[[], harness.Workload]], str, str, int]] =
     "lm_decode": ([lambda: lm.decode(1), lambda: lm.decode(8)], "tokens/s", "rate", 5),
     "ngram": ([small.ngram], "tokens/s", "rate", 15),
     "depth_head": ([small.depth_head], "positions/s", "rate", 9),
+    "vocoder": ([vocoder.vocoder], "s", "time", 7),
     "rvq_encode": ([functools.partial(rvq.encode, dim, peer) for dim in rvq.DIMS for peer in rvq.PEERS], "s", "time", 5),
     "rvq_train_step": ([functools.partial(rvq.train_step, dim, peer) for dim in rvq.DIMS for peer in rvq.PEERS], "s", "time", 5),
 }

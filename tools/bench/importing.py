@@ -31,13 +31,26 @@ VISUAL_CONFIG = {
                        "scaling_factor": 0.3611, "shift_factor": 0.1159},
     },
 }  # fmt: skip
+AUDIO_CONFIG = {
+    "num_mel_bins": 128, "n_fft": 400, "hop_length": 160, "sampling_rate": 16000, "max_audio_seconds": 30, "kernel_size": 3, "stride_size": 2,
+    "avg_pooler": 4, "d_model": 1280, "encoder_layers": 2, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120,
+    "decoder_layers": 1, "decoder_attention_heads": 20, "decoder_ffn_dim": 5120, "decoder_kernel_size": 3, "decoder_stride_size": 2,
+    "vq_config": {"codebook_sizes": [2048, 1024]},
+    "vocoder_config": {"num_mel_bins": 80, "sampling_rate": 16000, "hop_length": 256, "channels": [256] * 5},
+    "flow_matching_config": {
+        "in_channels": 80, "diffusion_steps": 10, "prenet_in_dim": 1280, "prenet_d_model": 512, "prenet_attention_heads": 8, "prenet_ffn_dim": 2048,
+        "prenet_nlayers": 2, "prenet_max_source_positions": 5000, "prenet_target_mel_length_scale_ratio": 1.0, "channels": [256],
+        "attention_head_dim": 64, "n_blocks": 4, "num_mid_blocks": 2, "num_heads": 8, "act_fn": "gelu",
+        "cfm_params": {"t_scheduler": "cosine", "inference_cfg_rate": 0.7},
+    },
+}  # fmt: skip
 CONFIG = {
     "num_layers": 2, "hidden_size": 3072, "vocab_size": 282624, "text_vocab_size": 131072, "text_vocab_plus_multimodal_special_token_size": 131125,
     "num_attention_heads": 32, "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "ffn_hidden_size": 6144, "n_routed_experts": 64, "zero_expert_num": 32, "moe_topk": 12, "expert_ffn_hidden_size": 1024,
     "routed_scaling_factor": 6.0, "rope_theta": 1e7, "rms_norm_eps": 1e-5, "ngram_vocab_size_ratio": 3, "emb_neighbor_num": 4,
     "emb_split_num": 4, "visual_embedding_layer_intermediate_size": 8192, "eos_token_id": 2,
-    "visual_config": VISUAL_CONFIG,
+    "visual_config": VISUAL_CONFIG, "audio_config": AUDIO_CONFIG,
 }  # fmt: skip
 AUDIO, VISUAL = (8192, 4096, 2048, *(1024,) * 5), (16384,) * 8
 HEAD = DepthConfig(width=2048, layers=1, heads=16, ffn_scale=16)

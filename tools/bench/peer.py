@@ -11,6 +11,7 @@ import sys
 import time
 
 import peak
+import peer_audio
 import safetensors.torch
 import torch
 
@@ -217,7 +218,7 @@ def probe(config, codes, books, counts):
 WORKLOADS = {
     "lm_forward": LmForward, "lm_decode": LmDecode, "ngram": Ngram, "depth_head": DepthHead, "rvq_encode_formula": RvqFormula,
     "rvq_encode_library": RvqLibrary, "rvq_train_step_formula": RvqFormula, "rvq_train_step_library": RvqLibrary,
-}  # fmt: skip
+} | peer_audio.WORKLOADS  # fmt: skip
 LIBRARIES = "transformers", "vector-quantize-pytorch"
 
 

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from dina.backbone.config import DepthConfig
-from dina.convert import hf, hf_visual, language, rules
+from dina.convert import hf, hf_audio, hf_visual, language, rules
 from dina.convert.released import Tensor, Writer, apart
 
 VISUAL_CONFIG = {
@@ -24,15 +24,30 @@ VISUAL_CONFIG = {
                        "shift_factor": 0.115},
     },
 }  # fmt: skip
+AUDIO_CONFIG = {
+    "num_mel_bins": 6, "n_fft": 400, "hop_length": 160, "sampling_rate": 16000, "max_audio_seconds": 1, "kernel_size": 3, "stride_size": 2,
+    "avg_pooler": 2, "d_model": 8, "activation_function": "gelu", "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 12,
+    "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 10, "decoder_kernel_size": 3, "decoder_stride_size": 2,
+    "vq_config": {"codebook_sizes": [16, 8, 8]},
+    "vocoder_config": {"num_mel_bins": 5, "sampling_rate": 16000, "hop_length": 256, "channels": [4, 6, 7]},
+    "flow_matching_config": {
+        "in_channels": 5, "prenet_out_dim": 5, "spk_emb_dim": 0, "diffusion_steps": 3, "prenet_in_dim": 8, "prenet_d_model": 6,
+        "prenet_attention_heads": 1, "prenet_ffn_dim": 9, "prenet_nlayers": 2, "prenet_activation_function": "gelu",
+        "prenet_max_source_positions": 20, "prenet_target_mel_length_scale_ratio": 1.0, "channels": [8, 16], "attention_head_dim": 4, "n_blocks": 1, "num_mid_blocks": 2, "num_heads": 2,
+        "act_fn": "gelu", "use_hidden_states_before_dconv2": True,
+        "cfm_params": {"solver": "euler", "sigma_min": 1e-6, "t_scheduler": "cosine", "training_cfg_rate": 0.2, "inference_cfg_rate": 0.7},
+    },
+}  # fmt: skip
 SMALL = {
     "num_layers": 2, "hidden_size": 64, "vocab_size": 512, "text_vocab_size": 200, "text_vocab_plus_multimodal_special_token_size": 253,
     "num_attention_heads": 2, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16,
     "ffn_hidden_size": 96, "n_routed_experts": 4, "zero_expert_num": 2, "moe_topk": 3, "expert_ffn_hidden_size": 24,
     "routed_scaling_factor": 6.0, "rope_theta": 1e7, "rms_norm_eps": 1e-5, "ngram_vocab_size_ratio": 3, "emb_neighbor_num": 3,
     "emb_split_num": 2, "visual_embedding_layer_intermediate_size": 40, "eos_token_id": 2, "visual_config": VISUAL_CONFIG,
+    "audio_config": AUDIO_CONFIG,
 }  # fmt: skip
 AUDIO, VISUAL, HEAD = (16, 8, 8), (32, 32), DepthConfig(width=128, layers=1, heads=1, ffn_scale=6)
-OTHERS = {"model.audio_tokenizer.codes": (5, 4, 3), "visual_model.patch_embed.proj.weight": (16, 3, 2, 14, 14)}
+OTHERS = {"visual_model.patch_embed.proj.weight": (16, 3, 2, 14, 14)}
 REFINER_FF, REFERENCES = 20, 5  # only tensors say them
 
 
@@ -47,11 +62,11 @@ def tensors(c=SMALL, audio=AUDIO, visual=VISUAL, head=HEAD, files="index", refin
         (language.joint_table(), {}, {"R": c["vocab_size"], "d": width}), (language.ngram(), *language.ngram_sizes(ngram, c["text_vocab_size"], width)),
         (language.pre_buffer(), {}, {"d": width, "b": c["visual_embedding_layer_intermediate_size"]}),
         *((language.depth_head(name), *language.depth_sizes(head, width, sizes)) for name, sizes in (("visual_head", visual), ("audio_head", audio))),
-        *visual_tables(c["visual_config"], refiner_ff),
+        *visual_tables(c["visual_config"], refiner_ff), *hf_audio.tables(hf_audio.of_config(c)),
     ]  # fmt: skip
     half, full = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
     found = {p.name: (p.shape, full if p.exact else half) for table in tables for p in rules.pieces(*table)}
-    found |= {name: (shape, half if name.startswith("visual_model.") else full) for name, shape in OTHERS.items()}
+    found |= {name: (shape, half) for name, shape in OTHERS.items()}
     found = {name: what for name, what in found.items() if files == "all" or not apart(name)}
     return dict(sorted(found.items(), key=lambda item: (apart(item[0]), item[0])))
 

@@ -14,10 +14,14 @@ import pathlib
 import traceback
 
 from dina.config import InputError, run_main
-from tools.parity import bridge_rvq, depth_head, multimodal, ngram, pixel_decoder, refiner, refiner_pipeline, sampling, trunk, visual_encoder
+from tools.parity import audio_decoder, audio_flow, audio_mel, audio_tokenizer, bridge_rvq, depth_head, multimodal, ngram, pixel_decoder
+from tools.parity import refiner, refiner_pipeline, sampling, trunk, visual_encoder, vocoder
 from tools.parity.case import Case, Line
 
-COMPONENTS = (multimodal, trunk, ngram, depth_head, sampling, visual_encoder, bridge_rvq, pixel_decoder, refiner, refiner_pipeline)
+COMPONENTS = (
+    multimodal, trunk, ngram, depth_head, sampling, visual_encoder, bridge_rvq, pixel_decoder, refiner, refiner_pipeline,
+    audio_mel, audio_tokenizer, audio_decoder, audio_flow, vocoder,
+)  # fmt: skip
 
 
 def run(folder: pathlib.Path) -> Case:
