@@ -39,7 +39,7 @@ peers:
 	.peers/bin/python -m pip install --quiet torch==2.13.0 "transformers>=5" "vector-quantize-pytorch>=1.20" safetensors
 
 lock: setup
-	.uv/bin/uv pip compile pyproject.toml --python .venv/bin/python --extra judges --extra test --upgrade \
+	.uv/bin/uv pip compile pyproject.toml --python .venv/bin/python --extra demo --extra test --upgrade \
 	  --no-emit-index-url --no-annotate --no-header --quiet -o requirements.lock
 
 clean:

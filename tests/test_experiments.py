@@ -13,9 +13,10 @@ from dina.config import InputError
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "configs"
 NAMED = {"digits": "experiments/digits.py", "digits_smoke": "experiments/digits.py:smoke", "stamps": "experiments/stamps.py",
-         "stamps_smoke": "experiments/stamps.py:smoke", "sweep_rvq": "experiments/sweeps/rvq.py",
+         "stamps_smoke": "experiments/stamps.py:smoke", "stamps_refiner": "experiments/stamps.py:refiner", "speech": "experiments/speech.py",
+         "speech_smoke": "experiments/speech.py:smoke", "sweep_rvq": "experiments/sweeps/rvq.py",
          "sweep_recovery": "experiments/sweeps/recovery.py"}
-STAGES = {"digits": ("V0", "V1", "V2", "V4", "A1", "A2", "prealign", "pretrain"), "stamps": ("V0", "V1", "V2", "V2w")}
+STAGES = {"digits": ("V0", "V1", "V2", "V4", "A1", "A2", "prealign", "pretrain"), "stamps": ("V0", "V1", "V2", "V2w"), "speech": ("A1", "A2")}
 
 
 @pytest.mark.parametrize("name", NAMED)

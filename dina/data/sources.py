@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dina.config import InputError, check_name
-from dina.data import digits, folders, stamps, tfds_sets, webdataset
+from dina.data import audio_sets, digits, folders, recordings, stamps, tfds_sets, webdataset
 
 MIN_SAMPLES = 400  # one analysis window of the mel features at 16 kHz
 _COLUMNS: dict[tuple[str, str, str], dict[str, Any]] = {}  # what `load_all` has read in this process
@@ -49,7 +49,8 @@ class DataSet(typing.Protocol):
 
 
 SETS: dict[str, DataSet] = {"digits": digits, "stamps": stamps, "folder": folders.DATA_SET,
-                            "webdataset": webdataset.DATA_SET, "tfds": tfds_sets}
+                            "webdataset": webdataset.DATA_SET, "tfds": tfds_sets, "recordings": recordings,
+                            **audio_sets.SETS}
 
 
 def data_set(config: ml_collections.ConfigDict) -> DataSet:
@@ -83,6 +84,9 @@ class Source:
         data_dir: as for `prepare`.
         skip: fields to leave undecoded (an image then is its PNG bytes).
 
+    Attributes:
+        notes: of clips (clips.py) what is known without hearing them; None for other records.
+
     Raises:
         InputError: the records are not prepared, or there is no such kind or split.
     """
@@ -94,6 +98,7 @@ class Source:
             raise InputError(f"data kind {kind!r}: must be one of {', '.join(kinds)}")
         self.name = f"{kind}/{split}"
         self._records = data_set(config).open_records(config, kind, split, data_dir, skip)
+        self.notes: list[dict[str, Any]] | None = getattr(self._records, "notes", None)
 
     def __len__(self) -> int:
         return len(self._records)

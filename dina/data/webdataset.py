@@ -47,7 +47,7 @@ def _scan(root: pathlib.Path, options: ml_collections.ConfigDict) -> Iterator[Fo
 def _scan_shard(root: pathlib.Path, path: pathlib.Path, options: ml_collections.ConfigDict) -> Iterator[Found | Problem]:
     shard = path.relative_to(root).as_posix()
     members: dict[str, dict[str, Place]] = {}
-    for name, place in _walk(path, shard):
+    for name, place in walk(path, shard):
         if isinstance(place, Problem):
             if options.broken_shards == "refuse":
                 raise InputError(f"data in {str(root)!r}: {place.source}: {place.detail}; what the shard had behind that is lost:"
@@ -71,7 +71,7 @@ def _scan_shard(root: pathlib.Path, path: pathlib.Path, options: ml_collections.
             yield Found(f"{shard}/{key}", key, top if below else "", image, parts.get(options.captions))
 
 
-def _walk(path: pathlib.Path, shard: str) -> Iterator[tuple[str, Place | Problem]]:
+def walk(path: pathlib.Path, shard: str) -> Iterator[tuple[str, Place | Problem]]:
     """(name, place) of every file of a tar; damage ends the walk with a problem, for what follows it cannot be found."""
     last, size = "its begin", path.stat().st_size
     try:

@@ -26,7 +26,7 @@ from dina.audio.mel_decoder import make_decoder
 from dina.audio.tokenizer import CodeProjection, code_lengths, quantizer_config
 from dina.losses import nll
 from dina.quantize import rvq
-from dina.tasks.audio_batches import WORDS, AudioBatches, open_table
+from dina.tasks.audio_batches import WORDS, AudioBatches, hide, open_table
 from dina.tasks.base import LossOut, Task, Variables, merge_options
 
 START_CLIPS = 512  # for the k-means start: about 4,000 vectors, eight per code of the largest book
@@ -85,9 +85,10 @@ class AudioTokens(Task):
         }
         return {"params": params, "stats": {"audio_quantizer": rvq.init_stats(self.quantizer, keys[4])}}
 
-    def encode(self, encoder_params, wave_BN: Array, samples_B: Array) -> tuple[Array, Array]:
-        """(vectors [B, U, Z], codes of each clip [B])."""
-        mel_BTM = features.log_mel(wave_BN, samples_B, self.audio.features)
+    def encode(self, encoder_params, batch) -> tuple[Array, Array]:
+        """(vectors [B, U, Z], codes of each clip [B]) of what SpecAugment leaves of a batch."""
+        samples_B = batch["samples"]
+        mel_BTM = hide(features.log_mel(batch["wave16"], samples_B, self.audio.features), batch)
         frames_B = features.valid_frames(samples_B, self.audio.features)
         z_BUZ = self.encoder.apply({"params": encoder_params}, mel_BTM, frames_B)
         return z_BUZ, code_lengths(samples_B, self.audio)
@@ -97,7 +98,7 @@ class AudioTokens(Task):
         encode = jax.jit(self.encode)
         vectors, masks = [], []
         for batch in batches:  # of a very short stage, all there are
-            z_BUZ, codes_B = encode(variables["params"]["audio_encoder"], batch["wave16"], batch["samples"])
+            z_BUZ, codes_B = encode(variables["params"]["audio_encoder"], batch)
             vectors.append(np.asarray(z_BUZ))
             masks.append(np.asarray(length_mask(codes_B, z_BUZ.shape[1])))
             if sum(len(mask) for mask in masks) >= START_CLIPS:
@@ -109,7 +110,7 @@ class AudioTokens(Task):
         return variables | {"stats": variables["stats"] | {"audio_quantizer": stats}}
 
     def loss(self, params, stats, batch, key: jax.Array, axes: tuple[str, ...]) -> LossOut:
-        z_BUZ, codes_B = self.encode(params["audio_encoder"], batch["wave16"], batch["samples"])
+        z_BUZ, codes_B = self.encode(params["audio_encoder"], batch)
         b, u, _ = z_BUZ.shape
         valid_BU = length_mask(codes_B, u)
         mask_N = valid_BU.reshape(-1).astype(jnp.float32)

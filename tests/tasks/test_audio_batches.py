@@ -1,9 +1,12 @@
 """Speech batches: pure in the step, every clip once an epoch, clean and heard waves belong together."""
 
+import ml_collections
 import numpy as np
 import pytest
 
 from dina.config import InputError
+from dina.data import clips, sources
+from dina.tasks import audio_batches
 from dina.tasks.audio_batches import WORDS, AudioBatches, make_table
 from tests.audio import toy
 
@@ -70,3 +73,138 @@ def test_long_clips_are_counted_and_bad_ones_named():
         make_table(columns, 10240)
     with pytest.raises(InputError, match="none of 6"):
         make_table(toy.columns(), 100)
+
+
+# Windows: several clips a row.
+
+
+def recordings(count=12):
+    """Tones of 0.1 to 1.4 s; a chunk of the toy is 0.64 s."""
+    rng, columns = np.random.default_rng(1), {"audio16": [], "audio24": [], "text": []}
+    for number in range(count):
+        seconds, hz = (rng.uniform(0.1, 0.5), 0.9, 1.4)[max(0, number - count + 3)], rng.uniform(150, 900)
+        for name, rate in (("audio16", 16000), ("audio24", 24000)):
+            columns[name].append((8000 * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate)) / rate)).astype(np.int16))
+        columns["text"].append(f"clip {number} é")
+    return columns
+
+
+def windows(augment="none", **options):
+    config = toy.experiment()
+    config.audio.batches = ml_collections.ConfigDict({"pack": "window", "gap": 0.08} | options)
+    table = make_table(recordings(), 10240, "window")
+    return AudioBatches(config, toy.stage("audio_tokens"), table, ("clean16", "clean24"), augment)
+
+
+@pytest.mark.parametrize("augment", ["none", "full"])
+def test_windows_hold_every_piece_once_an_epoch(augment):
+    batches = windows(augment)
+    pieces = batches.table.piece_P3
+    assert len(pieces) == 10 + 2 + 3 and pieces[:, 2].max() <= 10240
+    for clip, wave in enumerate(batches.table.waves16):  # nothing of a clip is lost, nothing is twice
+        own = pieces[pieces[:, 0] == clip]
+        assert own[0, 1] == 0 and (own[:-1, 1] + own[:-1, 2] == own[1:, 1]).all() and own[-1, 1:].sum() == len(wave)
+    steps = range(12)
+    rows = [row for step in steps for row in batches.windows(step)]
+    seen = [piece for row in rows for piece, _ in row]
+    for epoch in range(2):
+        assert sorted(seen[15 * epoch : 15 * epoch + 15]) == list(range(15))
+    assert len(rows) < 0.8 * len(seen)  # rows do hold several
+    again = windows(augment)
+    again.batch(7)
+    for name, value in batches.batch(2).items():
+        assert np.array_equal(value, again.batch(2)[name]), name
+
+
+def test_pieces_lie_one_after_the_other_with_a_gap():
+    batches = windows()
+    for step in range(3):
+        batch = batches.batch(step)
+        assert batch["wave16"].shape == (4, 10240) and batch["clean24"].shape == (4, 15360)
+        for row, pieces in enumerate(batches.windows(step)):
+            at = 0
+            for piece, _ in pieces:
+                for name, rate in (("wave16", 16000), ("clean24", 24000)):
+                    wave, first = batches.table.piece(piece, rate) / np.float32(32768), at * rate // 16000
+                    there = batch[name][row, first : first + len(wave)]
+                    assert np.allclose(there, wave[: len(there)], atol=1e-6) and len(wave) - len(there) <= 1
+                size = -(-len(batches.table.piece(piece, 16000)) // 1280) * 1280
+                assert not batch["wave16"][row, at + size : at + size + 1280].any()
+                at += size + 1280
+            assert batch["samples"][row] == at - 1280 <= 10240
+            assert not batch["wave16"][row, at - 1280 :].any()
+            assert batch["word"][row] == -1
+
+
+def test_augmented_windows_keep_both_rates_together():
+    batches = windows("full")
+    lone = [(step, row) for step in range(6) for row, pieces in enumerate(batches.windows(step)) if len(pieces) == 1]
+    for step, row in lone[:5]:
+        batch = batches.batch(step)
+        tones = [np.abs(np.fft.rfft(batch[name][row], 1 << 16)).argmax() * rate for name, rate in (("clean16", 16000), ("clean24", 24000))]
+        assert abs(tones[0] - tones[1]) / (1 << 16) < 6
+        last = np.flatnonzero(batch["clean16"][row])[-1]
+        assert abs(last * 1.5 - np.flatnonzero(batch["clean24"][row])[-1]) < 8 and last < batch["samples"][row]
+
+
+def test_texts_come_as_bytes_where_all_of_the_row_is_known():
+    batches = windows(text_bytes=24)
+    found = 0
+    for step in range(3):
+        text_BC = batches.batch(step)["text"]
+        assert text_BC.shape == (4, 24)
+        for row, pieces in zip(text_BC, batches.windows(step), strict=True):
+            whole = [batches.table.piece_P3[piece, 0] < 10 for piece, _ in pieces]
+            said = " ".join(f"clip {piece} é" for piece, _ in pieces) if all(whole) else ""
+            said = said if len(said.encode()) <= 24 else ""
+            assert bytes(row[row >= 0].astype(np.uint8)).decode() == said
+            assert (row[len(said.encode()) :] == -1).all()
+            found += bool(said)
+    assert found > 2
+
+
+def test_spec_augment_hides_runs_and_leaves_the_rest():
+    spec = {"times": 2, "time_frames": 10, "bands": 1, "band_width": 8}
+    batch = windows("full", spec=spec).batch(1)
+    time, band = batch["keep_time"], batch["keep_band"]
+    assert time.shape == (4, 64) and band.shape == (4, 80)
+    assert (~time).sum(1).max() <= 20 and (~band).sum(1).max() <= 8 and (~time).any() and (~band).any()
+    mel = np.random.default_rng(0).normal(size=(4, 64, 80)).astype(np.float32)
+    hidden = np.asarray(audio_batches.hide(mel, batch))
+    keep = time[:, :, None] & band[:, None, :]
+    assert np.array_equal(hidden[keep], mel[keep])
+    for row in range(4):
+        assert np.allclose(hidden[row][~keep[row]], mel[row].mean(), atol=1e-5)
+    assert audio_batches.hide(mel, windows("none", spec=spec).batch(1)) is mel  # what is not trained on is whole
+    assert "keep_time" not in windows("full").batch(1)
+
+
+def test_clips_on_disk_give_the_same_batches(tmp_path, monkeypatch):
+    columns = recordings()
+    with clips.Writer(tmp_path) as writer:
+        for number, wave in enumerate(columns["audio24"]):
+            writer.add("train", clips.About(str(number), columns["text"][number]), clips.pack(wave / np.float32(32767), 24000))
+    folder = type("Folder", (), {"KINDS": ("speech",), "cache_path": lambda self, config, data_dir=None: tmp_path,
+                                 "open_records": lambda self, config, kind, split, data_dir=None, skip=(): clips.Clips(tmp_path, split)})()
+    monkeypatch.setattr(sources, "data_set", lambda config: folder)
+    made = []
+    for read in ("memory", "disk"):
+        config = toy.experiment()
+        config.audio.batches = ml_collections.ConfigDict({"pack": "window", "read": read, "text_bytes": 40})
+        table = audio_batches.open_table(config, "train")
+        made.append(AudioBatches(config, toy.stage("audio_tokens"), table, ("clean24",)).batch(1))
+    for name, value in made[0].items():
+        assert np.array_equal(value, made[1][name]), name
+    config.audio.batches.pack = "clip"
+    with pytest.raises(InputError, match="audio.batches.read"):
+        audio_batches.open_table(config, "train")
+
+
+def test_unknown_options_are_named():
+    for section, message in (
+        ({"packs": "clip"}, "audio.batches"), ({"spec": {"time": 1}}, "audio.batches.spec"), ({"pack": "row"}, "audio.batches.pack"), ({"read": "net"}, "audio.batches.read"),
+    ):  # fmt: skip
+        config = toy.experiment()
+        config.audio.batches = ml_collections.ConfigDict(section)
+        with pytest.raises(InputError, match=message):
+            audio_batches.options_of(config.audio)

@@ -1,0 +1,91 @@
+"""Speech: the speech tokenizer on recordings of people, from waveform to waveform at 12.5 codes a second.
+
+Run card
+    python -m dina.train --config=experiments/speech.py --workdir=DIR            the stages
+    python -m dina.train --config=experiments/speech.py:smoke --workdir=DIR      each in a few steps
+    python -m dina.eval.speech_codec --config=experiments/speech.py --workdir=DIR       scores of held-out clips
+Data: 13,000 recordings of 14 languages from Debian packages (dina/data/recordings.py), split by text, sound and picture; the
+pictures are those of experiments/stamps.py, in the same splits. Hardware: 2 CPU cores, about an hour of processor time.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from dina import tokenize
+from dina.audio import config as audio
+from dina.config import check_name
+from dina.data import recordings
+from dina.tasks import audio_batches
+from dina.text import tokenizer as text
+from experiments import stamps
+from experiments.digits import stage
+
+ORDER = ("A1", "A2")
+CODED = ("audio_encoder", "audio_quantizer", "audio_decoder")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The experiment; `arg` is a comma list of variant names."""
+    c = ConfigDict()
+    c.name, c.seed = "speech", 17
+    c.order = ORDER
+    c.jobs = ("data", *ORDER)
+    c.mesh = ConfigDict({"data": 1})
+    c.log = ConfigDict({"every": 10, "arrays_every": 100})
+    c.checkpoint = ConfigDict({"every": 150, "keep": 1, "compile_cache": "~/.cache/dina/xla", "cpu_effort": 1})
+    c.run = ConfigDict({"data_dir": "", "workdir": ""})
+    c.data, c.text, c.tokenize = recordings.default_config(), text.default_config(), tokenize.default_config()
+    c.data.pictures = stamps.get_config().data
+    c.audio = audio.default_config()
+    # Windows of 6 s: 0.96 of the recordings are shorter, and 12 s would double the attention's share of a step.
+    c.audio.features.max_frames = 600
+    # Mean and deviation of two minutes of these recordings.
+    c.audio.recon.update({"mean": -5.2, "scale": 2.7})
+    c.audio.target.update({"mean": -4.4, "scale": 2.7})
+    c.audio.batches = audio_batches.default_config()
+    c.audio.batches.pack = "window"
+    c.audio.encoder.update({"width": 160, "layers": 3, "heads": 4, "ff": 480})
+    c.audio.decoder.update({"width": 160, "layers": 3, "heads": 4, "ff": 480})
+    # 74 bits a code, 0.93 kbit/s. A step has some 1,000 vectors, about one a code of the first level.
+    c.audio.quantizer.sizes = (1024, 768) + (512,) * 6
+    # The voices differ enough; noise and rooms are for the encoder's sake, and cost the reconstruction.
+    c.audio.augment.update({"speed_share": 0.5, "noise_share": 0.15, "reverb_share": 0.1})
+    c.stages = ConfigDict(audio_stages())
+    for name in filter(None, arg.split(",")):
+        check_name(name, VARIANTS, "--config: variant")
+        VARIANTS[name](c)
+    return c
+
+
+def audio_stages() -> dict[str, ConfigDict]:
+    """A1 tokenizer with its mel decoder, A2 flow matching."""
+    # A step's loss and gradient take 2.8 processor seconds in both (two cores, both busy with other work): 42 and 14 minutes.
+    # The reader names words of a small vocabulary, which these recordings are not made of.
+    losses = {"coarse": 1.0, "refined": 1.0, "multiscale": 0.5, "commit": 0.25, "word": 0.0}
+    made = {
+        "A1": stage("audio_tokens", 900, 16, 2e-3, (*CODED, "audio_reader"), losses, options={"continuous_steps": 100}),
+        "A2": stage("flow", 300, 16, 2e-3, ("flow",), {"flow": 1.0, "prenet": 0.5}, init_from={part: "A1" for part in CODED},
+                    freeze_stats=("audio_quantizer",), ema_decay=0.98),
+    }
+    made["A1"].optimizer.muon = (
+        "audio_encoder/*/kernel", "audio_quantizer/*/kernel", "audio_decoder/frames/*/kernel", "audio_decoder/head/dconv2/kernel",
+        "audio_decoder/head/post_net/conv*/kernel")
+    made["A2"].optimizer.muon = ("flow/prenet/*/kernel", "flow/estimator/*/kernel")
+    return made
+
+
+def smoke(c: ConfigDict) -> None:
+    """A few steps of everything on few records."""
+    c.data = recordings.smoke_config()
+    c.checkpoint.every, c.log.every = 2, 1
+    for s in c.stages.values():
+        s.steps, s.batch = 4, 2
+    c.stages.A1.options.continuous_steps = 2
+    c.audio.features.max_frames = 200
+    c.audio.quantizer.sizes = (32, 16, 16)
+    # Nearly all of its time is compilation, which follows the number of layers: one of each kind.
+    c.audio.encoder.layers, c.audio.decoder.layers, c.audio.flow.prenet.layers, c.audio.flow.estimator.middle = 1, 1, 1, 1
+
+
+VARIANTS = {"smoke": smoke}
