@@ -5,7 +5,7 @@ RUN := runs/demo
 export JAX_PLATFORMS ?= cpu
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: setup test slow demo stamps smoke peers lock clean
+.PHONY: setup test slow demo stamps speech smoke peers lock clean
 
 setup: .venv/.installed
 
@@ -28,7 +28,11 @@ demo: setup
 
 # The visual tokenizer on real pictures: packages from Debian, training, page.
 stamps: setup
-	$(PY) -m tools.stamps --workdir=runs/stamps
+	$(PY) -m tools.tokenizer --config=experiments/stamps.py --workdir=runs/stamps
+
+# The speech tokenizer on recordings of people.
+speech: setup
+	$(PY) -m tools.tokenizer --config=experiments/speech.py --workdir=runs/speech
 
 smoke: setup
 	$(PY) -m dina.train --config=experiments/digits.py:smoke --workdir=runs/smoke

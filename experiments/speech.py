@@ -1,7 +1,8 @@
 """Speech: the speech tokenizer on recordings of people, from waveform to waveform at 12.5 codes a second.
 
 Run card
-    python -m dina.train --config=experiments/speech.py --workdir=DIR            the stages
+    make speech                                  packages, training, scores and page: runs/speech/report.html
+    python -m dina.train --config=experiments/speech.py --workdir=DIR            the stages alone
     python -m dina.train --config=experiments/speech.py:smoke --workdir=DIR      each in a few steps
     python -m dina.eval.speech_codec --config=experiments/speech.py --workdir=DIR       scores of held-out clips
 Data: 13,000 recordings of 14 languages from Debian packages (dina/data/recordings.py), split by text, sound and picture; the

@@ -9,7 +9,7 @@ Writes to `<workdir>/eval/`:
                    heard_sphinx; `file` where one was kept
   sounds/          kept originals and reconstructions, 16 kHz
   codebooks.json   usage and perplexity of every level over the codes of these clips
-  speech.json      mean of every score of every codec with its interval, word error rates, and the protocol of each number
+  scores.json      mean of every score of every codec with its interval, word error rates, and the protocol of each number
 
 Letters: N samples, L levels.
 """
@@ -140,7 +140,7 @@ class Judges:
 
 
 class Measured:
-    """Scores as they are made: `rows` for clips.jsonl, `scores` for speech.json."""
+    """Scores as they are made: `rows` for clips.jsonl, `scores` for scores.json."""
 
     def __init__(self, records: Sequence[dict[str, Any]], judges: Judges, folder: pathlib.Path):
         self.records, self.judges, self.folder = records, judges, folder
@@ -226,7 +226,7 @@ def evaluate(config, workdir: pathlib.Path) -> None:
     health = {"audio": metrics.codebook_statistics(np.concatenate(codes), audio.quantizer.sizes)}
     _write(folder / "codebooks.json", json.dumps(health, indent=1))
     _write(folder / "clips.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in measured.rows) + "\n")
-    _write(folder / "speech.json", json.dumps(measured.scores, indent=1))
+    _write(folder / "scores.json", json.dumps(measured.scores, indent=1))
     record = {"seconds": round(time.time() - begun, 1), "peak_memory_mib": round(run_metrics.peak_memory_mib()), "skipped": ""}
     _write(folder / "stage.json", json.dumps(record, indent=1))
     print(table(measured.scores), flush=True)

@@ -21,7 +21,8 @@ from dina.vision.attention import attend, attend_near
 
 ROPE_THETA = 1e4
 PIXELS = ("float32", "bfloat16")
-# Windows in a pack from which on it is sorted by them: three windows are read for one, and both forms are in the program.
+# Windows in a pack from which on it is sorted by them: three windows are read for one, and both forms are in the program. Two
+# pictures of 504 x 504 pixels through the stamps' encoder: 0.57 instead of 0.93 s of processor, with gradient 1.9 instead of 3.3.
 SORTED = 8
 
 

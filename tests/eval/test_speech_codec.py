@@ -77,7 +77,7 @@ def _missing():
 
 
 def test_every_codec_has_its_numbers_and_their_protocol(made):
-    scores = json.loads((made[1] / "speech.json").read_text())
+    scores = json.loads((made[1] / "scores.json").read_text())
     codecs = {"original_0", "dina_1", "dina_3", "halved_0"}
     assert {key.removeprefix("kbps_") for key in scores if key.startswith("kbps_")} == codecs
     assert {key.removeprefix("stoi_") for key in scores if key.startswith("stoi_")} == codecs
