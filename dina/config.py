@@ -85,6 +85,12 @@ def override(config: ml_collections.ConfigDict, path: str, text: str) -> None:
         raise InputError(f"config key {path!r}: {text!r} has the wrong type ({error})") from None
 
 
+def name_import(config: ml_collections.ConfigDict, name: str, identity_: str) -> None:
+    """Enters an import's identity under its folder's name in `config.imports`, beside others; stages refuse another one there."""
+    with config.unlocked():
+        config.imports = ml_collections.ConfigDict({**config.get("imports", {}), name: identity_})
+
+
 def dump(config: ml_collections.ConfigDict) -> str:
     """The config as sorted JSON text, the form that is hashed, stored beside runs and diffed in tests."""
     return json.dumps(config.to_dict(), indent=1, sort_keys=True, default=list)

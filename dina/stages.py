@@ -38,6 +38,7 @@ TASKS = {
 SPEED = {
     "model": ("remat", "unroll", "ngram.lookup", "losses.text_chunk", "losses.code_chunk", "losses.remat"),
     "vision": ("encoder.remat", "pixel_decoder.remat", "refiner.remat"),
+    "audio": ("batches.read",),
 }
 DATA_JOBS = ("data", "codes", "codes:images", "codes:speech")
 

@@ -45,10 +45,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.audio.recon.update({"mean": -5.2, "scale": 2.7})
     c.audio.target.update({"mean": -4.4, "scale": 2.7})
     c.audio.batches = audio_batches.default_config()
-    c.audio.batches.pack = "window"
+    c.audio.batches.pack = "window"  # waves stay in memory, 2 GB of them; read = "disk" takes none
     c.audio.encoder.update({"width": 160, "layers": 3, "heads": 4, "ff": 480})
     c.audio.decoder.update({"width": 160, "layers": 3, "heads": 4, "ff": 480})
-    # 74 bits a code, 0.93 kbit/s. A step has some 1,000 vectors, about one a code of the first level.
+    # 74 bits a position of all levels, 0.93 kbit/s. A step has some 1,000 vectors, about one a code of the first level.
     c.audio.quantizer.sizes = (1024, 768) + (512,) * 6
     # The voices differ enough; noise and rooms are for the encoder's sake, and cost the reconstruction.
     c.audio.augment.update({"speed_share": 0.5, "noise_share": 0.15, "reverb_share": 0.1})

@@ -12,8 +12,8 @@ audio_quantizer, audio_decoder, flow) and, where DIR holds image_decoder/image_d
 (pixel_decoder, refiner).
 An experiment takes an imported part by `init_from: {"backbone": "released"}` and names the import with the identity that
 this prints: `imports: {"released": "<identity>"}`. `dina.convert.settings.apply` does the latter and takes over model and
-vocabulary (experiments/finetune.py), `apply_vision` and `apply_audio` the settings of the tokenizers. Memory stays at a few tensors whatever the
-size of the checkpoint. Bad input: exit code 2, naming file and tensor, and nothing is left half-written.
+vocabulary (experiments/finetune.py), `apply_vision` and `apply_audio` the settings of the tokenizers,
+`dina.convert.hift.apply` those of the vocoder. Memory stays at a few tensors whatever the size of the checkpoint. Bad input: exit code 2, naming file and tensor, and nothing is left half-written.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One tokenizer on real data, from packages to a page: `python -m tools.tokenizer --config=experiments/stamps.py --workdir=DIR`.
 
 Fetches and prepares the data, trains every stage, scores held-out pictures or clips beside common codecs, and writes report.html
-and report.json into the workdir. Which of the two it is, the experiment's sections say: `vision`, or `audio`. Started again after an interruption it goes on where it was; what is done is not repeated,
-but scores are made anew. Processor seconds of all of it are printed, and kept in processor.json for the page.
+and report.json into the workdir. Which of the two it is, the experiment's sections say: `vision`, or `audio`. Started again
+after an interruption it goes on where it was; what is done is not repeated, but scores are made anew. Processor seconds of all
+of it are printed, and kept in processor.json for the page.
 """
 
 from __future__ import annotations

@@ -76,7 +76,8 @@ def finish_mel(x_BTM: Float[Array, "B T M"], valid_BT: Array, target: ConfigDict
 def make_detokenize(audio: ConfigDict, levels: int | None = None) -> Detokenize:
     """The compiled detokenizer: `detokenize(params, stats, codes_BUL, length_B, key, example_B) -> Sound`.
 
-    `params` holds `parts(audio)`, `stats` `audio_quantizer`. The flow's noise is drawn from (key, example_B), so a clip sounds the same in any batch of the same U. `levels` limits the codes used.
+    `params` holds `parts(audio)`, `stats` `audio_quantizer`. The flow's noise is drawn from (key, example_B), so a clip sounds
+    the same in any batch of the same U. `levels` limits the codes used.
     """
     decoder, flow = make_decoder(audio), make_flow(audio)
     grid_S = time_grid(audio.flow.steps, audio.flow.grid, audio.flow.get("spacing", "cosine"))

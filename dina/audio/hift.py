@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from dina.audio.config import hift_vocoder
 from dina.audio.encoder import length_mask
 from dina.audio.features import normalise
 from dina.audio.hift_source import HarmonicSource, draw, inverse_spectrum, spectrum
@@ -200,6 +201,9 @@ def make_hift(audio: ConfigDict) -> Hift:
         InputError: stages and hop that do not make up a mel frame, kernels that do not fit their stages.
     """
     v, target = audio.vocoder, audio.target
+    lacks = [key for key in hift_vocoder() if key not in v]
+    if lacks:
+        raise InputError(f"audio.vocoder has no {lacks[0]!r}; an experiment takes dina.audio.config.hift_vocoder() whole")
     if math.prod(v.rates) * v.hop != target.hop:
         raise InputError(f"audio.vocoder: rates {tuple(v.rates)} times hop {v.hop} are not audio.target.hop {target.hop}")
     stages = {name: len(v[name]) for name in ("rates", "up_kernels", "source_kernels")}

@@ -2,8 +2,9 @@
 
 'dense' runs every expert on every token and masks: the truth. 'gather' moves chosen tokens into one bounded buffer
 per expert, and what does not fit through the same buffers again, so no token is ever lost; tokens that choose few of many
-experts, as in decoding, read the chosen ones only. 'ragged' sorts the (token, expert) pairs by expert and multiplies row groups (`lax.ragged_dot`; on some TPU generations that compiles to
-a dense loop over experts, reference/tpu.md §4).
+experts, as in decoding, read the chosen ones only, and on a CPU served experts take turns. 'ragged' sorts the (token, expert) pairs by
+expert and multiplies row groups (`lax.ragged_dot`; on some TPU generations that compiles to a dense loop over experts,
+reference/tpu.md §4).
 
 Legend: N tokens, D width, E real experts, K selections per token, C buffer rows per expert, F hidden width,
 P = N*K pairs, Q rows of a buffer. An index of -1 means: no such row.

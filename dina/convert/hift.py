@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import pathlib
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ from ml_collections import ConfigDict
 from dina import checkpoint
 from dina.audio.config import default_config, hift_vocoder
 from dina.audio.hift import PART, make_hift
-from dina.config import InputError
+from dina.config import InputError, name_import
 from dina.convert import torch_file
 from dina.convert.rules import Rule
 from dina.data import torch_weights
@@ -62,7 +63,10 @@ def folding(read: Read, names: Collection[str]) -> Read:
         stem = name.removesuffix(".weight")
         for length, direction in SPELLINGS if stem != name else ():
             if f"{stem}.{length}" in names and f"{stem}.{direction}" in names:
-                return fold(read(f"{stem}.{length}"), read(f"{stem}.{direction}"))
+                g, v = read(f"{stem}.{length}"), read(f"{stem}.{direction}")
+                if g.shape != (v.shape[0], *(1,) * (v.ndim - 1)):
+                    raise InputError(f"vocoder weights: {stem}: length {list(g.shape)} does not fit direction {list(v.shape)}")
+                return fold(g, v)
         if name not in names:
             raise InputError(f"vocoder weights: tensor {name} is missing")
         return read(name)
@@ -227,7 +231,11 @@ def import_file(path: pathlib.Path, folder: pathlib.Path) -> dict[str, Any]:
         "notes": [], "model": None, "vocabulary": None, "vision": {}, "vocoder": found,
     }  # fmt: skip
     folder.mkdir(parents=True)
-    checkpoint.finish(folder, {"params": {PART: params}, "stats": {}}, record)
+    try:
+        checkpoint.finish(folder, {"params": {PART: params}, "stats": {}}, record)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return record
 
 
@@ -241,7 +249,9 @@ def export_stage(folder: pathlib.Path, path: pathlib.Path) -> int:
         raise InputError(f"{path} exists; delete it, or choose another place")
     tensors = released(checkpoint.result(folder, {"params": [PART]})["params"][PART])
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch_file.write(path, tensors)
+    part = path.with_suffix(".part")
+    torch_file.write(part, tensors)
+    part.replace(path)
     return len(tensors)
 
 
@@ -252,13 +262,13 @@ def apply(config: ConfigDict, folder: pathlib.Path) -> None:
         raise InputError(f"{folder} holds no imported vocoder; `python -m tools.convert hift` makes it")
     with config.unlocked():
         update(config.audio, record["vocoder"])
-        config.imports = ConfigDict({**config.get("imports", {}), folder.name: record["identity"]})
+    name_import(config, folder.name, record["identity"])
 
 
-def differs(record: Mapping[str, Any], audio: ConfigDict) -> str:
-    """How `config.audio` would read an imported vocoder otherwise than its record says; '' if it does not."""
+def differs(found: Mapping[str, Any], audio: ConfigDict) -> str:
+    """How `config.audio` would read an imported vocoder otherwise than its `settings` say; '' if it does not."""
     wanted = ConfigDict({"vocoder": hift_vocoder(), "target": audio.target.to_dict()})
-    update(wanted, record["vocoder"])
+    update(wanted, found)
     for section in ("vocoder", "target"):
         for key, theirs in wanted[section].items():
             ours = audio[section].get(key)

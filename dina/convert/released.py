@@ -1,7 +1,8 @@
 """A folder of safetensors shards with an index, as model hubs store checkpoints: read tensor by tensor, written tensor by tensor.
 
 Tensors are read one at a time or in blocks of rows, so a process holds little more than the tensor at hand. They are read
-into memory and not mapped: a fresh mapping costs a fault every few pages (measured: 1.2 against 7.4 GB/s). The image detokenizers stand beside the index in a file of their own, which is one more shard here.
+into memory and not mapped: a fresh mapping costs a fault every few pages (measured: 1.2 against 7.4 GB/s). The image detokenizers stand beside the index
+in a file of their own, which is one more shard here.
 Source of the layout: reference/backbone.md §1.5, tokenizers.md section 0.
 """
 

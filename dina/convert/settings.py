@@ -14,7 +14,7 @@ from typing import Any
 import ml_collections
 
 from dina import checkpoint, grammar
-from dina.config import InputError
+from dina.config import InputError, name_import
 from dina.convert import hf_audio, hf_visual, hift
 from dina.convert.stream import Stored
 from dina.text import released
@@ -60,7 +60,7 @@ def apply(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
     config.model = found
     config.text = released.text_config(folder / FILES / "tokenizer.json", vocabulary["text"], vocabulary["multiple"])
     config.vision.quantizer.sizes, config.audio.quantizer.sizes = tuple(vocabulary["visual"]), tuple(vocabulary["audio"])
-    config.imports = ml_collections.ConfigDict({folder.name: record["identity"]})
+    name_import(config, folder.name, record["identity"])
 
 
 def apply_vision(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
@@ -78,7 +78,7 @@ def apply_vision(config: ml_collections.ConfigDict, folder: pathlib.Path) -> Non
     if record is None or not _at(record, "vision"):
         raise InputError(f"{folder} holds no imported visual part; `python -m tools.convert import` or `qwen-vision` makes it")
     hf_visual.update(config.vision, record["vision"])
-    _name(config, folder, record)
+    name_import(config, folder.name, record["identity"])
 
 
 def apply_audio(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None:
@@ -96,12 +96,7 @@ def apply_audio(config: ml_collections.ConfigDict, folder: pathlib.Path) -> None
     if record is None or not record.get("audio"):
         raise InputError(f"{folder} holds no imported audio part; `python -m tools.convert import` or `whisper` makes it")
     hf_audio.update(config.audio, record["audio"])
-    _name(config, folder, record)
-
-
-def _name(config: ml_collections.ConfigDict, folder: pathlib.Path, record: Mapping[str, Any]) -> None:
-    with config.unlocked():
-        config.imports = ml_collections.ConfigDict({**config.get("imports", {}), folder.name: record["identity"]})
+    name_import(config, folder.name, record["identity"])
 
 
 def _section(config, name: str):
@@ -165,8 +160,8 @@ def _differs(record: Mapping[str, Any], config: ml_collections.ConfigDict, part:
     if part in hf_visual.SECTIONS:
         return hf_visual.differs(record["vision"], config.vision, part)
     if part in hf_audio.MEANING:
-        return hf_audio.differs(record["audio"], config.audio, part)
-    return hift.differs(record, config.audio) if part == hift.PART else ""
+        return hf_audio.differs(_at(record, "audio"), config.audio, part)
+    return hift.differs(_at(record, "vocoder"), config.audio) if part == hift.PART else ""
 
 
 def _at(tree: Any, key: str) -> Any:

@@ -89,13 +89,16 @@ class _Handler(type_handlers.NumpyHandler):
                 targets.setdefault(piece.name, []).append((piece, store, value))
         pending: list[asyncio.Task] = []
         with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
-            for tensor in (tensor for shard in self.checkpoint.shards for tensor in self.checkpoint.in_shard(shard)):
-                for piece, store, value in targets.get(tensor.name, ()):
-                    for region, content in _regions(piece, value, tensor, self.checkpoint):
-                        pending.append(asyncio.create_task(_put(pool, store[region], content)))
-                        if len(pending) >= IN_FLIGHT:
-                            await pending.pop(0)
-            await asyncio.gather(*pending)
+            try:
+                for tensor in (tensor for shard in self.checkpoint.shards for tensor in self.checkpoint.in_shard(shard)):
+                    for piece, store, value in targets.get(tensor.name, ()):
+                        for region, content in _regions(piece, value, tensor, self.checkpoint):
+                            pending.append(asyncio.create_task(_put(pool, store[region], content)))
+                            if len(pending) >= IN_FLIGHT:
+                                await pending.pop(0)
+                await asyncio.gather(*pending)
+            finally:  # after an error none may go on writing into a folder that is being removed
+                await asyncio.gather(*pending, return_exceptions=True)
         for value, store in zip(values, stores, strict=True):
             for region in _untouched(value):
                 await store[region].write(np.zeros(store[region].shape, value.dtype))

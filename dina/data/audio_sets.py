@@ -61,14 +61,14 @@ def default_config(name: str) -> ml_collections.ConfigDict:
     """The experiment's `data` section for the layout `name`.
 
     `path`: the folder. `transcripts`: 'txt', 'json' ('jsonl' in folders) or 'none'. `fields`: names of text, language and
-    speaker in JSON, or of tfds features. `split`: by the hash of a recording's 'name', 'text' or 'speaker', or by the top
+    speaker in JSON, or of tfds features. `language`: of recordings that name none. `split`: by the hash of a recording's 'name', 'text' or 'speaker', or by the top
     'folder' (train, valid or val, test). `max_seconds`: a longer recording is refused. `max_corrupt`: share of refused ones above
     which nothing is prepared. `cut`: where longer ones are cut, see silence.default_config. tfds: `audio` is the feature of
     samples, at `rate` Hz.
     """
     data = ml_collections.ConfigDict({
         "name": name, "path": "", "transcripts": "txt", "fields": {"text": "text", "language": "language", "speaker": "speaker"},
-        "split": "name", "seed": 0, "shares": {"valid": 0.01, "test": 0.01}, "max_seconds": 1800.0, "max_corrupt": 0.01,
+        "language": "", "split": "name", "seed": 0, "shares": {"valid": 0.01, "test": 0.01}, "max_seconds": 1800.0, "max_corrupt": 0.01,
         "cut": silence.default_config(),
     })
     if name == "audio_tfds":
@@ -118,7 +118,7 @@ class AudioSet:
         final = cache.build_once(self.cache_path(config, data_dir), lambda work: self._build(config, work))
         report = json.loads((final / cache.MANIFEST).read_text())
         total = sum(sum(minutes.values()) for minutes in report["minutes"].values())
-        print(f"dina: data: {sum(report['counts'].values())} clips, {total:.1f} minutes", flush=True)
+        print(f"dina: data: {', '.join(f'{split} {count}' for split, count in report['counts'].items())} clips, {total:.1f} minutes", flush=True)
         if report["left_out"]:
             reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report["left_out"].items()))
             print(f"dina: data: left out: {reasons}; named in {final / 'quarantine.jsonl'}", flush=True)
@@ -131,6 +131,8 @@ class AudioSet:
         return clips.Clips(cache.require(self.cache_path(config, data_dir), "sources"), split, skip)
 
     def _root(self, config: ml_collections.ConfigDict) -> pathlib.Path:
+        if "path" not in config.data:
+            raise InputError(f"config section data is of another data set; an experiment takes dina.data.audio_sets.default_config({self.name!r}) whole")
         root = pathlib.Path(config.data.path)
         if not config.data.path or not root.is_dir():
             raise InputError(f"config key data.path: {config.data.path!r} is no folder")
@@ -161,9 +163,10 @@ def _heard(found: Sound | Problem, options: ml_collections.ConfigDict):
     if isinstance(found, Problem):
         return found
     try:
-        told = found.tell()
+        told = dict(found.tell())
+        told["language"] = told["language"] or options.language
         wave, rate = found.hear()
-    except (InputError, OSError, ValueError) as error:
+    except (InputError, OSError, ValueError, RecursionError) as error:
         return Problem(found.source, "corrupt", str(error))
     split = _split(found, told, options)
     if isinstance(split, Problem):
@@ -203,7 +206,7 @@ def _refuse_damage(root: pathlib.Path, heard: int, problems: Sequence[Problem], 
 
 def _hear(root: pathlib.Path, place: Place, name: str, max_seconds: float) -> tuple[np.ndarray, int]:
     if place.size > max_seconds * _BYTES_A_SECOND:
-        raise InputError(f"audio {name}: {place.size} bytes are more than data.max_seconds = {max_seconds:g} s can have")
+        raise InputError(f"audio {name}: {place.size} bytes are more than data.max_seconds = {max_seconds:g} s of 32-bit stereo at 48 kHz have")
     return audio_files.decode(place.read(root), name, max_seconds)
 
 
@@ -260,8 +263,12 @@ def _read_metadata(root: pathlib.Path, path: pathlib.Path, lines: dict[str, Plac
             if not line.strip():
                 continue
             try:
-                lines[(path.parent / json.loads(line)["file_name"]).relative_to(root).as_posix()] = place
-            except (ValueError, KeyError, TypeError) as error:
+                told = (path.parent / json.loads(line)["file_name"]).relative_to(root).as_posix()
+                if told in lines:
+                    yield Problem(f"{name} line {number}", "duplicate key", f"{told} has a line above")
+                else:
+                    lines[told] = place
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 yield Problem(f"{name} line {number}", "corrupt", f"no JSON object with file_name below the folder ({error})")
 
 
@@ -280,7 +287,11 @@ def _scan_shards(root: pathlib.Path, options: ml_collections.ConfigDict) -> Iter
                 continue
             folder, _, own = name.rpartition("/")
             stem, _, ending = own.partition(".")
-            members[f"{folder}/{stem}".lstrip("/")][f".{ending.lower()}"] = place
+            parts = members[f"{folder}/{stem}".lstrip("/")]
+            if f".{ending.lower()}" in parts:
+                yield Problem(f"{shard}/{name}", "duplicate key", "the shard has another of this name")
+            else:
+                parts[f".{ending.lower()}"] = place
         top, _, below = shard.partition("/")
         for key, parts in members.items():
             ending = next((one for one in audio_files.ENDINGS if one in parts), None)

@@ -70,7 +70,7 @@ class Writer:
     def __init__(self, folder: pathlib.Path, splits: Sequence[str] = SPLITS):
         self._folder, self.seconds = folder, {}
         self._waves = {s: array_record_module.ArrayRecordWriter(str(_waves(folder, s)), "group_size:1,uncompressed") for s in splits}
-        self._notes = {s: _notes(folder, s).open("w") for s in splits}
+        self._notes = {s: _notes(folder, s).open("w", encoding="utf-8") for s in splits}
 
     def __enter__(self) -> Writer:
         return self
@@ -124,7 +124,7 @@ class Clips:
         if not _notes(folder, split).is_file():
             there = ", ".join(sorted(path.stem for path in folder.glob("*.jsonl")))
             raise InputError(f"data split {split!r} of speech: must be one of {there}")
-        with _notes(folder, split).open() as file:
+        with _notes(folder, split).open(encoding="utf-8") as file:
             self.notes = [json.loads(line) for line in file]
         if not self.notes:
             raise InputError(f"data split {split!r} of speech has no clips in {str(folder)!r}; see config key data.shares")

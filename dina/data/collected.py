@@ -152,6 +152,8 @@ class Collection:
         return Records(folder / f"{split}.npz", self._root(config), split, _json_key(config.data), skip)
 
     def _root(self, config: ml_collections.ConfigDict) -> pathlib.Path:
+        if "path" not in config.data:
+            raise InputError(f"config section data is of another data set; an experiment takes that of {self.name!r} whole")
         root = pathlib.Path(config.data.path)
         if not config.data.path or not root.is_dir():
             raise InputError(f"config key data.path: {config.data.path!r} is no folder")

@@ -76,7 +76,8 @@ def perplexity_bound(counts: Sequence[int], size: int) -> float:
         counts: how often each different thing occurs.
         size: codes.
     """
-    shares = sorted((count / sum(counts) for count in counts), reverse=True)
+    total = sum(counts)
+    shares = sorted((count / total for count in counts), reverse=True)
     left, own = 1.0, 0
     while own < min(size - 1, len(shares)) and shares[own] * (size - own) > left:
         left, own = left - shares[own], own + 1
@@ -191,8 +192,8 @@ def health(config_vision, images: Sequence[np.ndarray], codes: Sequence[np.ndarr
     sizes, found = config_vision.quantizer.sizes, {}
     for name, chosen in (("visual", np.ones_like(busy)), ("visual_busy", busy)):
         counts = np.unique(seen[chosen], return_counts=True)[1]
-        bounds = [perplexity_bound(counts, size) for size in sizes] if chosen.any() else [1.0] * len(sizes)
-        found[name] = metrics.codebook_statistics(every[chosen], sizes) | {"bound": bounds}
+        bounds = {size: perplexity_bound(counts, size) if chosen.any() else 1.0 for size in set(sizes)}
+        found[name] = metrics.codebook_statistics(every[chosen], sizes) | {"bound": [bounds[size] for size in sizes]}
     return found
 
 

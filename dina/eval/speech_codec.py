@@ -37,7 +37,7 @@ from dina.eval.protocol import Protocol
 from dina.train import settle
 
 LEVELS = (1, 2, 4, 8)
-CLIPS = 72  # most clips, evenly over the languages, for scores against the original
+CLIPS = 72  # most clips, evenly over the languages; those for the recognisers come on top
 # Recognisers take 1 s of a processor a clip, DNSMOS 2 s, and there are nine codecs and depths.
 HEARD = 40  # most English clips, for the recognisers
 RATED = 24  # most clips for DNSMOS, evenly over all
@@ -82,7 +82,7 @@ def read(config, split: str = "test") -> list[dict[str, Any]]:
         by_language.setdefault(source.notes[fits[i]]["language"], []).append(fits[i])
     turns = [(turn, language) for language, own in by_language.items() for turn in range(len(own))]
     chosen = [by_language[language][turn] for turn, language in sorted(turns)[:CLIPS]]
-    chosen += by_language.get("en", [])[:HEARD]
+    chosen += [i for i in by_language.get("en", []) if _english(source.notes[i])][:HEARD]
     found = []
     for index in dict.fromkeys(chosen):
         record = source[index]
@@ -90,6 +90,11 @@ def read(config, split: str = "test") -> list[dict[str, Any]]:
     if not found:
         raise InputError(f"config section data: split {split!r} has no clip of {_SHORTEST} s to {f.max_frames * f.hop / f.rate:g} s")
     return found
+
+
+def _english(record: dict[str, Any]) -> bool:
+    """Whether recognisers can be asked for its words: pieces of a longer recording have none."""
+    return record["language"] == "en" and bool(words.normal(record["text"]))
 
 
 class Judges:
@@ -105,7 +110,7 @@ class Judges:
     def __init__(self, data_dir: pathlib.Path, recon):
         package = speech_scores.version
         self.against: dict[str, Callable] = {"mel_l1": lambda one, other: mel_l1(one, other, recon)}
-        self.alone, self.listeners = None, {}
+        self.alone, self.listeners, self.left_out = None, {}, []
         self.protocols = {"mel_l1": ("ln mel, audio.recon", "")}
         for name, judge in (("pesq", "pesq"), ("stoi", "pystoi")):
             if self._there(judge, lambda judge=judge: speech_scores.need(judge)):
@@ -130,6 +135,7 @@ class Judges:
             return make()
         except InputError as error:
             print(f"dina: speech: left out: {name}: {error}", flush=True)
+            self.left_out.append(name)
             return None
 
     def scores(self, original: np.ndarray, wave: np.ndarray, rate: bool) -> dict[str, float]:
@@ -157,7 +163,7 @@ class Measured:
             made: waves at 16 kHz.
             sizes: bits of each.
         """
-        rows, english = [], [i for i, record in enumerate(self.records) if record["language"] == "en"][:HEARD]
+        rows, english = [], [i for i, record in enumerate(self.records) if _english(record)][:HEARD]
         for i, (record, wave, bits) in enumerate(zip(self.records, made, sizes, strict=True)):
             original = record["wave"]
             wave = wave if codec == "original" else align(original, wave)
@@ -221,13 +227,17 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         print(f"dina: speech: left out: Codec2 and Speex: {error}", flush=True)
         others = {"opus_6000": lambda wave: speech_coders.opus(wave, 6000)}
     for name, coder in others.items():
-        coded = [coder(wave) for wave in waves]
+        try:
+            coded = [coder(wave) for wave in waves]
+        except InputError as error:
+            print(f"dina: speech: left out: {name}: {error}", flush=True)
+            continue
         measured.add(name, 0, [one.wave for one in coded], [8.0 * one.payload_bytes for one in coded])
     health = {"audio": metrics.codebook_statistics(np.concatenate(codes), audio.quantizer.sizes)}
     _write(folder / "codebooks.json", json.dumps(health, indent=1))
-    _write(folder / "clips.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in measured.rows) + "\n")
+    _write(folder / "clips.jsonl", "\n".join(json.dumps(row) for row in measured.rows) + "\n")
     _write(folder / "scores.json", json.dumps(measured.scores, indent=1))
-    record = {"seconds": round(time.time() - begun, 1), "peak_memory_mib": round(run_metrics.peak_memory_mib()), "skipped": ""}
+    record = {"seconds": round(time.time() - begun, 1), "peak_memory_mib": round(run_metrics.peak_memory_mib()), "skipped": ", ".join(measured.judges.left_out)}
     _write(folder / "stage.json", json.dumps(record, indent=1))
     print(table(measured.scores), flush=True)
 

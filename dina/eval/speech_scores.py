@@ -41,8 +41,8 @@ def need(package: str) -> ModuleType:
     try:
         return importlib.import_module(MODULES[package])
     except ImportError as error:
-        raise InputError(f"this judge needs the package {package} ({error}): install the extra `judges`, e.g. with"
-                         f" `uv pip install {package}`, or leave the judge out") from None
+        raise InputError(f"this judge needs the package {package} ({error}): install the extra `judges`, here with"
+                         " `.uv/bin/uv pip install --python .venv/bin/python -r pyproject.toml --extra judges`, or leave the judge out") from None
 
 
 def version(package: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dina.eval.metrics import Score
 
-NORMALISER = "english/1"
+NORMALISER = "english/2"
 _ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
          " nineteen").split()
 _TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -50,9 +50,10 @@ def normal(text: str) -> list[str]:
     """
     text = unicodedata.normalize("NFKC", text).casefold()
     text = re.sub(r"\[[^\]]*\]|\([^)]*\)|<[^>]*>", " ", text)  # what a recogniser or a script says about sounds
+    text = re.sub(r"\$(\d[\d,.]*)", r"\1 dollars ", text)
     for sign, word in _SIGNS.items():
         text = text.replace(sign, word)
-    text = re.sub(r"(\d),(?=\d{3}\b)", r"\1", text)
+    text = re.sub(r"(\d),(?=\d{3}(?!\d))", r"\1", text)
     text = _ORDINAL.sub(lambda match: spell_ordinal(int(match[1])), text)
     text = re.sub(r"(?<=\w)['’](?=\w)", "", text)
     words = re.findall(r"\d+|[^\W\d_]+", text)

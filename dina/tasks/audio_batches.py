@@ -28,7 +28,7 @@ from dina.tasks.base import Batches
 from dina.tasks.vision_batches import pack_rows
 
 WORDS = phrases.DIGIT_WORDS + phrases.OTHER_WORDS
-_PLAN, _SPEC = 1, 2  # random streams beside those of the clips
+_PLAN, _SPEC, _CLIP = 1, 2, 3  # random streams; numpy pads seeds with zeros, so none may end in one
 _PIECES = 64  # most clips of a window
 
 
@@ -169,11 +169,14 @@ def vary(wave: np.ndarray, speed: float, gain: float) -> np.ndarray:
 
 
 def hide(mel_BTM: Float[Array, "B T K"], batch: Mapping[str, Array]) -> Float[Array, "B T K"]:
-    """What SpecAugment leaves of the encoder's mel: hidden frames and bands have the row's mean. Without masks, the mel."""
+    """What SpecAugment leaves of the encoder's mel: hidden frames and bands have the mean of the row's own frames, and what is beyond
+    them stays zero. Without masks, the mel."""
     if "keep_time" not in batch:
         return mel_BTM
     keep_BTM = batch["keep_time"][:, : mel_BTM.shape[1], None] & batch["keep_band"][:, None, :]
-    return jnp.where(keep_BTM, mel_BTM, mel_BTM.mean((1, 2), keepdims=True))
+    own_BT1 = jnp.any(mel_BTM != 0, -1, keepdims=True)
+    count_B11 = jnp.maximum(jnp.sum(own_BT1, (1, 2), keepdims=True) * mel_BTM.shape[2], 1)
+    return jnp.where(keep_BTM | ~own_BT1, mel_BTM, jnp.sum(mel_BTM, (1, 2), keepdims=True) / count_B11)
 
 
 def draw_runs(rng: np.random.Generator, size: int, runs: int, longest: int) -> Bool[np.ndarray, "size"]:
@@ -262,7 +265,7 @@ class AudioBatches(Batches):
         for row, pieces in enumerate(rows):
             at = 0
             for slot, (piece, speed) in enumerate(pieces):
-                rng = np.random.default_rng([self.seed, step, row, slot]) if windows else clip_rng(self.seed, step, row)
+                rng = np.random.default_rng([self.seed, step, row, slot, _CLIP]) if windows else clip_rng(self.seed, step, row)
                 end = self._fill(out, row, at, piece, speed, rng)
                 out["samples"][row] = end
                 at = (-(-end // self.code) + self.gap) * self.code

@@ -56,8 +56,9 @@ NESTED = (
     ("stages.V1.options", {"dropout": 0.5}),
     ("stages.V2.options", {"truncate": 0.75, "align_stride": 0}),
 )
-# The three cells of 16 x 256 took 5 to 6 minutes of processor each, on a busy machine; 25 cells are over an hour of two cores. A step has some 250 cells, a sixteenth of the largest books: their averages need a longer
-# memory than the demo's 256 codes.
+# The three cells of 16 x 256 took 5 to 6 minutes of processor each, on a busy machine; 25 cells are over an hour
+# of two cores. A step has some 250 cells, a sixteenth of the largest books: their averages need a longer memory than the
+# demo's 256 codes.
 FIXED = (
     *NESTED, ("stages.V1.options", {"kmeans_vectors": 8192, "kmeans_iterations": 6}), ("vision.quantizer.decay", 0.99),
     ("stages.V1.steps", 100), ("stages.V2.steps", 200),

@@ -123,6 +123,10 @@ def test_the_config_chooses_it_by_name():
     whole, part = run(mel, np.array([6, 6], np.int32)), run(mel[[0, 0]], np.array([6, 4], np.int32))
     assert np.abs(whole).max() <= 1 and not np.allclose(whole[0], whole[1], atol=1e-3)
     assert np.allclose(part[0], whole[0], atol=1e-5) and not np.any(part[1, 4 * 480 :]) and np.any(part[1, : 4 * 480])
+    plain = default_config()
+    plain.vocoder.name = "hift"
+    with pytest.raises(InputError, match="has no 'channels'; an experiment takes"):
+        hift.make_hift(plain)
     with pytest.raises(InputError, match="needs the trained part 'vocoder'"):
         vocoder.make_vocoder(audio)
 

@@ -73,10 +73,12 @@ def test_an_experiment_takes_over_settings_and_is_refused_with_others(imported):
     assert config.audio.target.mean == 0 and config.imports.hift == checkpoint.finished(imported)["identity"]
     found = settings.load(config, imported, ["vocoder"])
     assert found["params"]["vocoder"]["filter"]["pre"]["kernel"].shape == (7, 80, 16)
-    record = checkpoint.finished(imported)
+    record = checkpoint.finished(imported)["vocoder"]
     assert hift.differs(record, config.audio) == ""
     v.dilations = (1, 2, 4)
     assert "audio.vocoder.dilations is (1, 2, 4), the imported weights have (1, 3, 5)" in hift.differs(record, config.audio)
+    with pytest.raises(InputError, match="record lacks audio"):  # another part of an import that has none
+        settings.check(checkpoint.finished(imported), config, ["audio_encoder"], "here")
 
 
 @pytest.mark.parametrize(

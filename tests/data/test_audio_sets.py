@@ -137,6 +137,27 @@ def test_hostile_files_are_counted_and_named_and_the_rest_is_read(tmp_path, layo
         sources.prepare(made, tmp_path)
 
 
+def test_what_is_there_twice_is_taken_once_and_said(tmp_path):
+    made, root = make(tmp_path / "set", "audio_folder-jsonl"), tmp_path / "set"
+    notes = root / "metadata.jsonl"
+    notes.write_text(notes.read_text().replace('"language": "en"', '"language": ""') + "\n" + json.dumps({"file_name": f"000.{file(0)[0]}", "text": "something else"}))
+    made.data.max_corrupt = 0.5
+    made.data.language = "de"
+    sources.prepare(made, tmp_path)
+    found = {record["source"]: record for _, record in read(made, tmp_path).values()}
+    assert len(found) == 12 and found[f"000.{file(0)[0]}"]["text"] == "said 0"
+    assert [why.split(":")[0] for why in quarantine(made, tmp_path).values()] == ["duplicate key"]
+    assert {record["language"] for record in found.values()} == {"de"}
+
+
+def test_another_set_s_section_is_refused_by_name(tmp_path):
+    made = make(tmp_path / "set", "audio_folder-jsonl")
+    with made.data.unlocked():
+        del made.data.path
+    with pytest.raises(InputError, match="default_config"):
+        sources.prepare(made, tmp_path)
+
+
 def test_a_broken_shard_loses_what_is_behind_the_damage(tmp_path):
     made = make(tmp_path / "set", "audio_webdataset-txt")
     whole = (tmp_path / "set" / "001.tar").read_bytes()

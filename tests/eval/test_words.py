@@ -14,7 +14,8 @@ WORDS = st.lists(st.sampled_from("abcd"), max_size=7)
 
 @pytest.mark.parametrize("one,other", [
     ("Please press 1, or say \"agent\".", "please press one or say agent"), ("Don’t wait", "don't wait"), ("e-mail", "E mail"),
-    ("The 21st of 1,250,000", "the twenty-first of one million two hundred fifty thousand"), ("5th 12th 40th", "fifth twelfth fortieth"), ("50% & more", "fifty percent and more"),
+    ("The 21st of 1,250,000", "the twenty-first of one million two hundred fifty thousand"), ("5th 12th 40th", "fifth twelfth fortieth"), ("50% & more", "fifty percent and more"), ("$5 and $1,000.50", "five dollars and one thousand fifty dollars"),
+    ("the 1,000th", "the one thousandth"),
     ("extension 007", "extension zero zero seven"), ("3.5", "three five"), ("  A   b\n", "a B"), ("[music] hello (laughs)", "hello"),
     ("ﬁne café", "fine café"), ("", "..."),
 ])  # fmt: skip

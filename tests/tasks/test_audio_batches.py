@@ -170,11 +170,13 @@ def test_spec_augment_hides_runs_and_leaves_the_rest():
     assert time.shape == (4, 64) and band.shape == (4, 80)
     assert (~time).sum(1).max() <= 20 and (~band).sum(1).max() <= 8 and (~time).any() and (~band).any()
     mel = np.random.default_rng(0).normal(size=(4, 64, 80)).astype(np.float32)
+    mel[:, 50:] = 0  # beyond the clip
     hidden = np.asarray(audio_batches.hide(mel, batch))
     keep = time[:, :, None] & band[:, None, :]
     assert np.array_equal(hidden[keep], mel[keep])
     for row in range(4):
-        assert np.allclose(hidden[row][~keep[row]], mel[row].mean(), atol=1e-5)
+        assert np.allclose(hidden[row, :50][~keep[row, :50]], mel[row, :50].mean(), atol=1e-5)
+    assert (hidden[:, 50:] == 0).all()
     assert audio_batches.hide(mel, windows("none", spec=spec).batch(1)) is mel  # what is not trained on is whole
     assert "keep_time" not in windows("full").batch(1)
 

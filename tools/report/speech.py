@@ -53,7 +53,7 @@ def scores(run: Run) -> str:
     note = (f'<p class="note">{len(counts)} clips; means with 95 % bootstrap intervals. The original is the ceiling of every judge; PESQ, STOI '
             "and the speaker compare with it. Words are judged on English clips alone. Rates are without the headers of files.</p>")
     missing = [heading for key, heading, _ in COLUMNS if (key, heading) not in {c[:2] for c in columns}]
-    left = f'<p class="note">Not judged here, for the judge is not installed (extra judges): {", ".join(missing)}.</p>' if missing else ""
+    left = f'<p class="note">Not judged here, for the judge is not installed (extra judges), or no English clip has a text to compare words with: {", ".join(missing)}.</p>' if missing else ""
     return f"{note}{_figure(run, codecs)}<table><tr><th>codec</th>{head}</tr>{''.join(lines)}</table>{left}"
 
 
