@@ -77,8 +77,8 @@ class Block(nn.Module):
     heads: int
     ff: int
     depth: int
-    near: int
     dtype: jnp.dtype = jnp.float32
+    near: int = 0
 
     @nn.compact
     def __call__(self, x_TD, is_full, ids, rotary):
@@ -164,7 +164,7 @@ class VisionTransformer(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.depth,
-        )(self.heads, self.ff, self.depth, near, self.dtype, name="blocks")
+        )(self.heads, self.ff, self.depth, self.dtype, near, name="blocks")
         x_TD, _ = blocks(x_TD, is_full_L, (segment, window), rotary)
         x_BPD = x_TD.reshape(b, p, self.width)
         return jnp.take_along_axis(x_BPD, jnp.argsort(order_BP, axis=1)[..., None], 1) if near else x_BPD
