@@ -15,7 +15,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import functools
-import hashlib
 import itertools
 import json
 import pathlib
@@ -25,15 +24,12 @@ import ml_collections
 import numpy as np
 
 from dina.config import InputError, check_name
-from dina.data import audio_files, cache, clips, collected, prepared, silence, voices, webdataset
+from dina.data import audio_files, cache, clips, collected, folders, prepared, silence, voices, webdataset
 from dina.data.collected import Place, Problem
 
 SPLITS_BY = ("name", "text", "speaker", "folder")
 PACKAGES = ("av", "soundfile", "soxr", "numpy", "array-record")
 _FORMAT = 1  # of the clips; raise it when the code makes different clips from the same files
-_METADATA = "metadata.jsonl"
-_FOLDERS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
-            "test": "test"}
 _CHUNK = 64  # files heard before the next are listed
 _THREADS = 2  # each may hold a whole recording of `max_seconds`: at 192 kHz and half an hour, twice 1.4 GB
 _BYTES_A_SECOND = 384_000  # 32-bit stereo at 48 kHz: a larger file is not even read
@@ -99,7 +95,7 @@ class AudioSet:
         Raises:
             InputError: there is no folder `data.path`, or an option or split is unknown.
         """
-        options, root = config.data, self._root(config)
+        options, root = config.data, collected.root_of(self.name, config)
         for key, allowed in {"transcripts": self.transcripts, "split": SPLITS_BY}.items():
             check_name(options[key], allowed, f"config key data.{key}: choice")
         for split in options.shares:
@@ -130,16 +126,8 @@ class AudioSet:
         del kind
         return clips.Clips(cache.require(self.cache_path(config, data_dir), "sources"), split, skip)
 
-    def _root(self, config: ml_collections.ConfigDict) -> pathlib.Path:
-        if "path" not in config.data:
-            raise InputError(f"config section data is of another data set; an experiment takes dina.data.audio_sets.default_config({self.name!r}) whole")
-        root = pathlib.Path(config.data.path)
-        if not config.data.path or not root.is_dir():
-            raise InputError(f"config key data.path: {config.data.path!r} is no folder")
-        return root
-
     def _build(self, config: ml_collections.ConfigDict, work: pathlib.Path) -> None:
-        options, root = config.data, self._root(config)
+        options, root = config.data, collected.root_of(self.name, config)
         problems, scan, heard = [], self.scan(root, options), 0
         with clips.Writer(work) as writer, concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
             while chunk := list(itertools.islice(scan, _CHUNK)):
@@ -182,17 +170,8 @@ def _heard(found: Sound | Problem, options: ml_collections.ConfigDict):
 
 
 def _split(found: Sound, told: Mapping[str, str], options) -> str | Problem:
-    if options.split == "folder":
-        split = _FOLDERS.get(found.folder.lower())
-        return split or Problem(found.source, "no split", f"folder {found.folder!r} is none of {', '.join(_FOLDERS)}")
-    key = {"name": "", "text": voices.said(told["text"]), "speaker": told["speaker"]}[options.split] or found.source
-    # 52 bits are exact in a double.
-    drawn = int(hashlib.sha256(f"{options.seed}/{key}".encode()).hexdigest()[:13], 16) / 2**52
-    for split, share in sorted(options.shares.items()):
-        if drawn < share:
-            return split
-        drawn -= share
-    return "train"
+    key = {"text": voices.said(told["text"]), "speaker": told["speaker"]}.get(options.split) or found.source
+    return collected.split_of(found.source, found.folder, key, options)
 
 
 def _refuse_damage(root: pathlib.Path, heard: int, problems: Sequence[Problem], limit: float) -> None:
@@ -229,47 +208,25 @@ def _tell(root: pathlib.Path, place: Place | None, keys: Mapping[str, str], form
 # ------------------------------------------------------------------------------------------------------------ layouts
 def _folder_files(root: pathlib.Path) -> Iterator[pathlib.Path]:
     known = {*audio_files.ENDINGS, ".txt"}
-    return (path for path in root.rglob("*") if (path.suffix.lower() in known or path.name == _METADATA) and path.is_file())
+    return (path for path in root.rglob("*") if (path.suffix.lower() in known or path.name == folders.METADATA) and path.is_file())
 
 
 def _scan_folder(root: pathlib.Path, options: ml_collections.ConfigDict) -> Iterator[Sound | Problem]:
     lines: dict[str, Place] = {}
     if options.transcripts == "jsonl":
-        for path in sorted(root.rglob(_METADATA)):
-            yield from _read_metadata(root, path, lines)
+        for path in sorted(root.rglob(folders.METADATA)):
+            yield from folders.read_metadata(root, path, lines)
     for path in sorted(path for path in _folder_files(root) if path.suffix.lower() in audio_files.ENDINGS):
         source, note = path.relative_to(root).as_posix(), path.with_suffix(".txt")
         words = lines.pop(source, None)
         if options.transcripts == "txt" and note.is_file():
-            words = _place(root, note)
+            words = folders.place_of(root, note)
         top, _, below = source.partition("/")
         form = "txt" if options.transcripts == "txt" else "json"
-        yield Sound(source, top if below else "", functools.partial(_hear, root, _place(root, path), source, options.max_seconds),
+        yield Sound(source, top if below else "", functools.partial(_hear, root, folders.place_of(root, path), source, options.max_seconds),
                     functools.partial(_tell, root, words, options.fields, form))
     for source, place in lines.items():
         yield Problem(source, "no recording", f"{place.file} names it")
-
-
-def _place(root: pathlib.Path, path: pathlib.Path) -> Place:
-    return Place(path.relative_to(root).as_posix(), 0, path.stat().st_size)
-
-
-def _read_metadata(root: pathlib.Path, path: pathlib.Path, lines: dict[str, Place]) -> Iterator[Problem]:
-    """Fills `lines`: recording -> where its line is. A line that cannot be understood is a problem."""
-    name, offset = path.relative_to(root).as_posix(), 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            place, offset = Place(name, offset, len(line)), offset + len(line)
-            if not line.strip():
-                continue
-            try:
-                told = (path.parent / json.loads(line)["file_name"]).relative_to(root).as_posix()
-                if told in lines:
-                    yield Problem(f"{name} line {number}", "duplicate key", f"{told} has a line above")
-                else:
-                    lines[told] = place
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                yield Problem(f"{name} line {number}", "corrupt", f"no JSON object with file_name below the folder ({error})")
 
 
 def _shards(root: pathlib.Path) -> Iterator[pathlib.Path]:

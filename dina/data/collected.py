@@ -27,7 +27,7 @@ from dina.data import cache, rasters
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 SPLITS = ("train", "valid", "test")
-_FOLDERS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
+FOLDERS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid", "dev": "valid",
             "test": "test"}
 _FORMAT = 2  # of the index
 _CHUNK = 1024  # images checked before the next are listed
@@ -107,7 +107,7 @@ class Collection:
         Raises:
             InputError: there is no folder `data.path`, or an option or split is unknown.
         """
-        options, root = config.data, self._root(config)
+        options, root = config.data, root_of(self.name, config)
         for key, allowed in {"captions": self.captions, "split": ("hash", "folder"), "verify": ("decode", "header")}.items():
             if options[key] not in allowed:
                 raise InputError(f"config key data.{key}: {options[key]!r} must be one of {', '.join(allowed)}")
@@ -147,26 +147,18 @@ class Collection:
         folder = cache.require(self.cache_path(config, data_dir), "sources")
         counts = json.loads((folder / cache.MANIFEST).read_text())["counts"]
         if not counts.get(split):
-            raise InputError(f"data split {split!r} of {kind} has no records in {str(self._root(config))!r};"
+            raise InputError(f"data split {split!r} of {kind} has no records in {str(root_of(self.name, config))!r};"
                              f" there are {counts}; see config keys data.split and data.shares")
-        return Records(folder / f"{split}.npz", self._root(config), split, _json_key(config.data), skip)
-
-    def _root(self, config: ml_collections.ConfigDict) -> pathlib.Path:
-        if "path" not in config.data:
-            raise InputError(f"config section data is of another data set; an experiment takes that of {self.name!r} whole")
-        root = pathlib.Path(config.data.path)
-        if not config.data.path or not root.is_dir():
-            raise InputError(f"config key data.path: {config.data.path!r} is no folder")
-        return root
+        return Records(folder / f"{split}.npz", root_of(self.name, config), split, _json_key(config.data), skip)
 
     def _build(self, config: ml_collections.ConfigDict, work: pathlib.Path) -> None:
-        options, root = config.data, self._root(config)
+        options, root = config.data, root_of(self.name, config)
         indexes, problems = {split: _Index() for split in SPLITS}, []
         scan = self.scan(root, options)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             while chunk := list(itertools.islice(scan, _CHUNK)):
                 for found, native in zip(chunk, pool.map(lambda one: _check(one, root, options), chunk), strict=True):
-                    split = native if isinstance(native, Problem) else _split(found, options)
+                    split = native if isinstance(native, Problem) else split_of(found.source, found.folder, found.key, options)
                     if isinstance(split, Problem):
                         problems.append(split)
                     else:
@@ -285,12 +277,23 @@ def _check(found: Found | Problem, root: pathlib.Path, options) -> int | Problem
     return rasters.is_native(height, width, options.native_pixels)
 
 
-def _split(found: Found, options) -> str | Problem:
+def root_of(name: str, config: ml_collections.ConfigDict) -> pathlib.Path:
+    """The folder of users' data; raises InputError if there is none, or the section is another data set's than `name`."""
+    if "path" not in config.data:
+        raise InputError(f"config section data is of another data set; an experiment takes the default_config of {name!r} whole")
+    root = pathlib.Path(config.data.path)
+    if not config.data.path or not root.is_dir():
+        raise InputError(f"config key data.path: {config.data.path!r} is no folder")
+    return root
+
+
+def split_of(source: str, folder: str, key: str, options) -> str | Problem:
+    """The split of a record: by its top folder, or by the hash of `key`."""
     if options.split == "folder":
-        split = _FOLDERS.get(found.folder.lower())
-        return split or Problem(found.source, "no split", f"folder {found.folder!r} is none of {', '.join(_FOLDERS)}")
+        split = FOLDERS.get(folder.lower())
+        return split or Problem(source, "no split", f"folder {folder!r} is none of {', '.join(FOLDERS)}")
     # 52 bits are exact in a double.
-    drawn = int(hashlib.sha256(f"{options.seed}/{found.key}".encode()).hexdigest()[:13], 16) / 2**52
+    drawn = int(hashlib.sha256(f"{options.seed}/{key}".encode()).hexdigest()[:13], 16) / 2**52
     for split, share in sorted(options.shares.items()):
         if drawn < share:
             return split

@@ -15,7 +15,7 @@ import ml_collections
 from dina.data import collected
 from dina.data.collected import Found, Place, Problem
 
-_METADATA = "metadata.jsonl"
+METADATA = "metadata.jsonl"
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -27,7 +27,7 @@ def default_config() -> ml_collections.ConfigDict:
 
 def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:
     for path in root.rglob("*"):
-        if path.suffix.lower() in collected.ENDINGS or path.suffix == ".txt" or path.name == _METADATA:
+        if path.suffix.lower() in collected.ENDINGS or path.suffix == ".txt" or path.name == METADATA:
             if path.is_file():
                 yield path
 
@@ -35,26 +35,27 @@ def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:
 def _scan(root: pathlib.Path, options: ml_collections.ConfigDict) -> Iterator[Found | Problem]:
     lines: dict[str, Place] = {}
     if options.captions == "jsonl":
-        for path in sorted(root.rglob(_METADATA)):
-            yield from _read_metadata(root, path, lines)
+        for path in sorted(root.rglob(METADATA)):
+            yield from read_metadata(root, path, lines)
     for path in sorted(path for path in _files(root) if path.suffix.lower() in collected.ENDINGS):
         source = path.relative_to(root).as_posix()
         note = path.with_suffix(".txt")
         caption = lines.pop(source, None)
         if options.captions == "txt" and note.is_file():
-            caption = _place(root, note)
+            caption = place_of(root, note)
         top, _, below = source.partition("/")
-        yield Found(source, source.removesuffix(path.suffix), top if below else "", _place(root, path), caption)
+        yield Found(source, source.removesuffix(path.suffix), top if below else "", place_of(root, path), caption)
     for source, place in lines.items():
         yield Problem(source, "no image", f"{place.file} names it")
 
 
-def _place(root: pathlib.Path, path: pathlib.Path) -> Place:
+def place_of(root: pathlib.Path, path: pathlib.Path) -> Place:
+    """A whole file."""
     return Place(path.relative_to(root).as_posix(), 0, path.stat().st_size)
 
 
-def _read_metadata(root: pathlib.Path, path: pathlib.Path, lines: dict[str, Place]) -> Iterator[Problem]:
-    """Fills `lines`: image -> where its line is. A line that cannot be understood is a problem."""
+def read_metadata(root: pathlib.Path, path: pathlib.Path, lines: dict[str, Place]) -> Iterator[Problem]:
+    """Fills `lines`: image or recording -> where its line is. A line that cannot be understood is a problem."""
     name, offset = path.relative_to(root).as_posix(), 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -63,7 +64,7 @@ def _read_metadata(root: pathlib.Path, path: pathlib.Path, lines: dict[str, Plac
                 continue
             try:
                 image = (path.parent / json.loads(line)["file_name"]).relative_to(root).as_posix()
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 yield Problem(f"{name} line {number}", "corrupt", f"no JSON object with file_name below the folder ({error})")
                 continue
             if image in lines:

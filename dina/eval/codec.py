@@ -20,7 +20,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -154,12 +154,12 @@ def evaluate(config, workdir: pathlib.Path) -> None:
         measured = Measured(split, pictures, Fidelity(pictures["image"], NETWORK, network), folder)
         codes = measure(config.vision, {"params": params, "stats": stats}, measured)
         if split == SPLITS[0]:
-            _write(folder / "codebooks.json", json.dumps(health(config.vision, pictures["image"], codes), indent=1))
+            write(folder / "codebooks.json", json.dumps(health(config.vision, pictures["image"], codes), indent=1))
         rows, scores = rows + measured.rows, scores | measured.scores
-    _write(folder / "pictures.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
-    _write(folder / "scores.json", json.dumps(scores, indent=1))
+    write(folder / "pictures.jsonl", "\n".join(map(json.dumps, rows)) + "\n")
+    write(folder / "scores.json", json.dumps(scores, indent=1))
     record = {"seconds": round(time.time() - begun, 1), "peak_memory_mib": round(run_metrics.peak_memory_mib()), "skipped": ""}
-    _write(folder / "stage.json", json.dumps(record, indent=1))
+    write(folder / "stage.json", json.dumps(record, indent=1))
 
 
 def measure(config_vision, variables, measured: Measured) -> list[np.ndarray]:
@@ -205,23 +205,29 @@ def _milliseconds(work, count: int) -> float:
     return round(1000 * (time.perf_counter() - begun) / count, 2)
 
 
-def _write(path: pathlib.Path, text: str) -> None:
+def write(path: pathlib.Path, text: str) -> None:
+    """A whole file or none, its folder made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(text)
     part.replace(path)
 
 
-def main(argv: list[str]) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m dina.eval.codec", description=__doc__.splitlines()[0])
+def command(argv: list[str], prog: str, about: str, work: Callable[[Any, pathlib.Path], None]) -> int:
+    """The command line of scores of one experiment: `work(config, workdir)`."""
+    parser = argparse.ArgumentParser(prog=prog, description=about.splitlines()[0])
     parser.add_argument("--config", required=True, help="experiments/X.py[:variant,key=value,...]")
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
     args = parser.parse_args(argv)
     config = configs.load(args.config)
     settle(config)
-    evaluate(config, args.workdir)
+    work(config, args.workdir)
     return 0
+
+
+def main(argv: list[str]) -> int:
+    """Command line."""
+    return command(argv, "python -m dina.eval.codec", __doc__, evaluate)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ Letters: N samples, L levels.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import pathlib
@@ -32,9 +31,8 @@ from dina.audio import detokenizer, features, tokenizer
 from dina.config import InputError
 from dina.data import audio_files, cache, sources
 from dina.eval import metrics, speech_coders, speech_scores, words
-from dina.eval.codec import spread
+from dina.eval.codec import command, spread, write
 from dina.eval.protocol import Protocol
-from dina.train import settle
 
 LEVELS = (1, 2, 4, 8)
 CLIPS = 72  # most clips, evenly over the languages; those for the recognisers come on top
@@ -234,11 +232,11 @@ def evaluate(config, workdir: pathlib.Path) -> None:
             continue
         measured.add(name, 0, [one.wave for one in coded], [8.0 * one.payload_bytes for one in coded])
     health = {"audio": metrics.codebook_statistics(np.concatenate(codes), audio.quantizer.sizes)}
-    _write(folder / "codebooks.json", json.dumps(health, indent=1))
-    _write(folder / "clips.jsonl", "\n".join(json.dumps(row) for row in measured.rows) + "\n")
-    _write(folder / "scores.json", json.dumps(measured.scores, indent=1))
+    write(folder / "codebooks.json", json.dumps(health, indent=1))
+    write(folder / "clips.jsonl", "\n".join(json.dumps(row) for row in measured.rows) + "\n")
+    write(folder / "scores.json", json.dumps(measured.scores, indent=1))
     record = {"seconds": round(time.time() - begun, 1), "peak_memory_mib": round(run_metrics.peak_memory_mib()), "skipped": ", ".join(measured.judges.left_out)}
-    _write(folder / "stage.json", json.dumps(record, indent=1))
+    write(folder / "stage.json", json.dumps(record, indent=1))
     print(table(measured.scores), flush=True)
 
 
@@ -253,23 +251,9 @@ def table(scores: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _write(path: pathlib.Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(text)
-    part.replace(path)
-
-
 def main(argv: list[str]) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m dina.eval.speech_codec", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", required=True, help="experiments/X.py[:variant,key=value,...]")
-    parser.add_argument("--workdir", required=True, type=pathlib.Path)
-    args = parser.parse_args(argv)
-    config = configs.load(args.config)
-    settle(config)
-    evaluate(config, args.workdir)
-    return 0
+    return command(argv, "python -m dina.eval.speech_codec", __doc__, evaluate)
 
 
 if __name__ == "__main__":

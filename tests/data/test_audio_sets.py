@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dina.config import InputError
-from dina.data import audio_files, audio_sets, clips, sources
+from dina.data import audio_files, audio_sets, clips, collected, sources
 from tests.data.layouts import tar
 from tests.data.sounds import encode, peak_hz, tone
 from tests.data.test_audio_files import wav_header
@@ -105,7 +105,7 @@ def test_folders_are_splits_if_the_config_says_so(tmp_path):
     found = read(made, tmp_path)
     numbers = {split: sorted(int(r["text"].split()[1]) for own, r in found.values() if own == split) for split in clips.SPLITS}
     assert numbers == {"train": list(range(6)), "valid": [6, 7, 8], "test": [9, 10]}
-    assert list(quarantine(made, tmp_path).values()) == ["no split: folder 'extra' is none of " + ", ".join(audio_sets._FOLDERS)]
+    assert list(quarantine(made, tmp_path).values()) == ["no split: folder 'extra' is none of " + ", ".join(collected.FOLDERS)]
 
 
 BAD = {  # name -> (content, what is said of it)
