@@ -7,13 +7,19 @@ reconstruction at several levels and codebook usage, and writes `<workdir>/eval/
   audio_reconstruction.jsonl    mel distance per clip and levels
   codebooks.json, scores.json   usage; every score, flat: the numbers of report.json
   */*.png, */*.wav              answers, originals and reconstructions for the report's page
-Everything is drawn by config.eval.seed, so the same checkpoint gives the same scores.
+Everything is drawn by config.eval.seed, so the same checkpoint gives the same scores. Answers are kept one by one in
+`<workdir>/answers` as soon as they are given (dina/eval/answers.py): a job that was killed asks the rest only, and a
+finished evaluation of the same model is read, not made again. With --stage, committed checkpoints of an unfinished stage
+are scored as well, newest first, each in `<workdir>/scored/<stage>-<step>`; with --watch until that stage is finished.
+Exit codes: 0 done, 75 interrupted (run it again), 2 bad input, 1 bug.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
+import hashlib
 import json
 import pathlib
 import shutil
@@ -25,15 +31,21 @@ import numpy as np
 import PIL.Image
 import soundfile
 
-from dina import config as configs, metrics as run_metrics
+from dina import checkpoint, config as configs, metrics as run_metrics, promote
+from dina.config import InputError
 from dina.data import mnist, phrases, sources
 from dina.eval import reconstruction, scores as scoring
+from dina.eval.answers import Answers
 from dina.eval.digit_judge import DigitJudge, to_crop
 from dina.eval.generation import Answer, Generator
 from dina.eval.metrics import Score, wilson
 from dina.eval.prompts import Prompts, Question
 from dina.eval.speech_judge import Clip, PocketSphinx, SpeechJudge
+from dina.interrupt import Stopper, abandonable
 from dina.train import settle
+
+TASK_VERSION = 1  # raise it when this file or dina/eval asks or judges in another way
+ASKED_AT_ONCE = 256  # questions; what a killed job may have to ask again
 
 
 class Judges:
@@ -128,15 +140,24 @@ def waves_of(columns) -> list[Clip]:
 Asked = dict[str, tuple[list[Question], list[Answer]]]
 
 
-def ask_all(config, generator: Generator, prompts: Prompts) -> Asked:
-    """Asks the questions of every task; returns task -> (questions, answers)."""
+def ask_all(config, generator: Generator, prompts: Prompts, answers: Answers) -> Asked:
+    """Asks the questions of every task that have no kept answer; returns task -> (questions, answers)."""
     questions = {task: prompts.questions(task) for task in scoring.TASKS}
-    # All at once: requests of all tasks fill the same few batches and compiled programs.
+    # Requests of all tasks together fill the same few batches and compiled programs.
     everything = [question for part in questions.values() for question in part]
-    begun = time.time()
-    answers = iter(generator.answer(everything, seed=config.eval.seed))
-    print(f"dina: {len(everything)} prompts answered in {time.time() - begun:.0f} s", flush=True)
-    return {task: (part, [next(answers) for _ in part]) for task, part in questions.items()}
+    begun, given, asked = time.time(), [], 0
+    for start in range(0, len(everything), ASKED_AT_ONCE):
+        part, seed = everything[start : start + ASKED_AT_ONCE], (config.eval.seed + start) % 2**31
+        names = [answers.name(question, start + number, seed) for number, question in enumerate(part)]
+        found = [answers.get(name) for name in names]
+        if any(answer is None for answer in found):
+            found, asked = generator.answer(part, seed=seed), asked + len(part)
+            for name, answer in zip(names, found, strict=True):
+                answers.put(name, answer)
+        given += found
+    print(f"dina: {asked} of {len(everything)} prompts asked in {time.time() - begun:.0f} s, the others had been before", flush=True)
+    replies = iter(given)
+    return {task: (part, [next(replies) for _ in part]) for task, part in questions.items()}
 
 
 def judge_all(config, asked: Asked, judges: Judges, folder: pathlib.Path) -> dict[str, list[dict]]:
@@ -178,15 +199,29 @@ def write_lines(path: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
     part.replace(path)
 
 
+def model_digest(config, workdir: pathlib.Path) -> str:
+    """A hash over all finished stages and imports in `workdir`: what an evaluation depends on beside its settings."""
+    found = hashlib.sha256()
+    for name in (*config.get("order", ()), *config.get("imports", {})):
+        path = workdir / name / "stage.json"
+        found.update(f"{name} ".encode() + (path.read_bytes() if path.is_file() else b"-"))
+    return found.hexdigest()
+
+
 def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
     """Scores the trained model of `workdir`; writes `<workdir>/eval/` and returns the scores.
 
     Raises:
         InputError: a part is not trained yet, the data is not prepared, or the workdir belongs to another config.
     """
-    begun, folder = time.time(), pathlib.Path(workdir) / "eval"
+    begun, workdir = time.time(), pathlib.Path(workdir)
+    folder = workdir / "eval"
+    about = f"{TASK_VERSION}/{configs.identity(config)}/{model_digest(config, workdir)}"
+    if (scores := finished(folder, about)) is not None:
+        print(f"dina: {folder}: this model was scored before", flush=True)
+        return scores
     settle(config)  # the compile cache
-    generator = Generator(config, pathlib.Path(workdir))
+    generator = Generator(config, workdir)
     if folder.exists():
         shutil.rmtree(folder)  # of an earlier evaluation: the page must not mix two
     folder.mkdir(parents=True)
@@ -194,7 +229,7 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
     # Judges are fitted on one core in the time in which the model answers.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         fitting = pool.submit(Judges, config, generator.resynthesize)
-        asked = ask_all(config, generator, Prompts(config.eval, images, speech))
+        asked = ask_all(config, generator, Prompts(config.eval, images, speech), Answers(workdir / "answers", about))
         pictures = reconstruction.pictures(config, generator, images, folder)
         clips = reconstruction.clips(config, generator, speech, folder)
         codebooks = reconstruction.codebooks(config, generator, images, speech)
@@ -204,11 +239,51 @@ def evaluate(config, workdir: pathlib.Path) -> dict[str, Any]:
     write_lines(folder / "audio_reconstruction.jsonl", clips)
     (folder / "codebooks.json").write_text(json.dumps(codebooks, indent=1))
     scores = scoring.all_scores(answers, pictures, clips, codebooks, judges.ceilings, config.eval.seed)
-    record = {"stage": "eval", "seconds": round(time.time() - begun, 1), "skipped": judges.skipped,
+    record = {"stage": "eval", "seconds": round(time.time() - begun, 1), "skipped": judges.skipped, "about": about,
               "peak_memory_mib": round(run_metrics.peak_memory_mib())}
-    (folder / "stage.json").write_text(json.dumps(record, indent=1))
     (folder / "scores.json").write_text(json.dumps(scores, indent=1))
+    write_lines(folder / "stage.json", [record])  # last: it says that all else is there
     return scores
+
+
+def finished(folder: pathlib.Path, about: str) -> dict[str, Any] | None:
+    """The scores of a finished evaluation of this very model with these settings, or None."""
+    try:
+        if json.loads((folder / "stage.json").read_text())["about"] == about:
+            return json.loads((folder / "scores.json").read_text())
+    except (OSError, ValueError, KeyError, TypeError):  # none, unfinished, damaged, or of an earlier version: made again
+        pass
+    return None
+
+
+def score_stage(config, workdir: pathlib.Path, stage: str, watch: float = 0.0) -> dict[str, dict]:
+    """Scores committed checkpoints of `stage`, newest first, and those that come while it works.
+
+    Args:
+        watch: seconds between two looks, until the stage is finished; 0 = until none is left.
+
+    Returns:
+        `<stage>-<step>` -> scores. A step that is pruned or damaged meanwhile is said and passed over.
+    """
+    if stage not in config.stages:
+        raise InputError(f"--stage: no stage {stage!r} in this experiment; it has {', '.join(config.stages)}")
+    found: dict[str, dict] = {}
+    while True:
+        left = [name for name in promote.names(workdir / stage) if f"{stage}-{name.step}" not in found]
+        if left:
+            key, target = f"{stage}-{left[0].step}", workdir / "scored" / f"{stage}-{left[0].step}"
+            try:
+                promote.promote(workdir, stage, left[0], target)
+                found[key] = evaluate(config, target)
+            except (InputError, FileNotFoundError) as error:
+                if (workdir / stage / "checkpoints" / f"{left[0]}.json").exists() and "is damaged" not in str(error):
+                    raise
+                print(f"dina: {key} is passed over: {error}", flush=True)
+                found[key] = {}
+        elif not watch or checkpoint.finished(workdir / stage) is not None:
+            return found
+        else:
+            time.sleep(watch)
 
 
 def main(argv: list[str]) -> int:
@@ -216,10 +291,16 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m dina.evaluate", description=__doc__)
     parser.add_argument("--config", required=True, help="experiments/X.py[:variant,key=value,...]")
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
+    parser.add_argument("--stage", default="", help="score this stage's committed checkpoints too, newest first")
+    parser.add_argument("--watch", type=float, default=0.0, help="with --stage: look again after so many seconds until it is finished")
     args = parser.parse_args(argv)
     config = configs.load(args.config)
-    scores = evaluate(config, args.workdir)
-    print(json.dumps({key: s["value"] if isinstance(s, dict) else s for key, s in scores.items()}, indent=1))
+    with contextlib.closing(Stopper()), abandonable("evaluating"):  # every answer is kept when it is given
+        if args.stage:
+            scores = score_stage(config, args.workdir, args.stage, args.watch)
+        else:
+            scores = evaluate(config, args.workdir)
+    print(json.dumps({key: s["value"] if isinstance(s, dict) and "value" in s else s for key, s in scores.items()}, indent=1))
     return 0
 
 

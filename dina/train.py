@@ -5,6 +5,9 @@ Runs the jobs of `config.jobs` in order: 'data' (raw records), stages, 'codes' (
 while others still make what the stage needs). Run the same command again and it resumes: finished jobs are skipped, an
 interrupted stage goes on from its last checkpoint with the batches it would have seen.
 
+A signal is obeyed in every phase (dina/interrupt.py), a folder is held by a lease (dina/lease.py), damaged checkpoints
+are reported and passed over (dina/checkpoint.py); docs/reliability.md says what may be relied on.
+
 Exit codes: 0 done, 75 interrupted and saved (run it again), 2 bad input, 1 bug.
 """
 
@@ -12,42 +15,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
+import dataclasses
 import os
 import pathlib
-import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grain
 import jax
+import ml_collections
 import numpy as np
 
-from dina import checkpoint, config as configs, metrics, optim, process, sharding, stages, step as steps
-from dina.config import EXIT_RESTART, InputError
+from dina import checkpoint, config as configs, goodput, guard, lease as leases, metrics, optim, process, sharding, stages, step as steps
+from dina.config import EXIT_DONE, EXIT_RESTART, InputError
 from dina.data import packing
+from dina.interrupt import Interrupted, Stopper, abandonable
 
-REFUSED_IN_A_ROW = 8  # this many non-finite steps one after another stop the run
 _STEPS: dict[tuple, Callable] = {}  # see compiled_step
-
-
-class Interrupted(Exception):
-    """The process was asked to stop, and its state is saved."""
-
-
-class Stopper:
-    """Turns SIGTERM and SIGINT into a flag that loops look at between steps; a second signal ends at once."""
-
-    def __init__(self):
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number, _):
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        print(f"dina: signal {number}: saving, then exiting with {EXIT_RESTART}", flush=True)
 
 
 def settle(config) -> None:
@@ -72,37 +57,32 @@ def setup(config) -> jax.sharding.Mesh:
     return sharding.make_mesh(config.mesh.to_dict())
 
 
-def prefetched(batches, first: int, last: int):
-    """Batches of steps first..last-1, made by a background thread (grain)."""
-    dataset = grain.MapDataset.range(first, last).map(batches.batch)
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=3)))
-
-
-@contextlib.contextmanager
-def alone(folder: pathlib.Path):
-    """Holds `folder` against a second run of the same command; it is free again however this process ends.
-
-    The processes of one run share a folder, so the first of them holds it; a file system without locks goes without.
+def options(config, section: str, defaults: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A section of the config over its defaults, so that configs need not name what they leave as it is.
 
     Raises:
-        InputError: another process is at work in it.
+        InputError: the section has a key that there is not.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
-        try:
-            if jax.process_index() == 0:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another process is training in {folder}: wait until it ends, stop it, or choose another --workdir"
-            ) from None
-        except OSError as error:
-            print(f"dina: {folder} cannot be locked ({error}); see to it that one run at a time uses it", flush=True)
-        yield
+    given = config.get(section, ml_collections.ConfigDict()).to_dict()
+    for key in given:
+        configs.check_name(key, defaults, "config key", f"{section}.{key}" if key not in defaults else "")
+    return ml_collections.ConfigDict(defaults.to_dict() | given)
+
+
+def prefetched(batches, first: int, last: int, skipped: Sequence[int] = (), threads: int = 1):
+    """Batches of steps first..last-1, made by background threads (grain); those in `skipped` are left out."""
+    turn = threading.Lock()  # a plan of packs remembers what it has planned
+
+    def make(step):
+        with turn:
+            return batches.batch(guard.batch_of(int(step), skipped))
+
+    dataset = grain.MapDataset.range(first, last).map(make)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=3 if threads else 0)))
 
 
 def train_stage(config, name: str, workdir: pathlib.Path, mesh, stopper: Stopper, profile=(-1, -1)) -> None:
-    """Trains one stage to its end, or to an interruption; returns at once where it is finished.
+    """Trains one stage to its end, or to an interruption; returns at once where it is finished and its result is whole.
 
     Args:
         config: the experiment.
@@ -117,32 +97,68 @@ def train_stage(config, name: str, workdir: pathlib.Path, mesh, stopper: Stopper
         InputError: the folder holds another config's run, or another process is at work in it.
     """
     folder, identity = workdir / name, stages.stage_identity(config, name)
-    if not checkpoint.finished(folder, identity):
-        with alone(folder):
-            if not checkpoint.finished(folder, identity):  # it may have ended since
-                return _train(config, name, folder, identity, mesh, stopper, profile)
+    if not _finished(config, folder, identity):
+        with leases.alone(folder, options(config, "checkpoint", checkpoint.default_config()).lease) as lease:
+            if not _finished(config, folder, identity, redo=True):  # it may have ended since
+                return _train(config, name, folder, identity, mesh, stopper, profile, lease)
     print(f"dina: {name}: finished before", flush=True)
 
 
-def _train(config, name, folder, identity, mesh, stopper, profile) -> None:
-    stage, workdir, begun = config.stages[name], folder.parent, time.time()
-    task = stages.make_task(config, name)
-    saves = checkpoint.Checkpoints(folder, identity, config.checkpoint.keep)
-    with jax.set_mesh(mesh):
-        first, seconds, state, batches = _open(config, name, workdir, task, saves, mesh)
-        step = compiled_step(config, name, task, mesh)
-        log = metrics.Log(folder, name, stage.steps, first, config.log.arrays_every)
-        state = _loop(config, stage, state, step, batches, first, mesh, log, saves, stopper, profile, begun - seconds)
+def _finished(config, folder, identity, redo=False) -> bool:
+    """Whether a stage's result is there and whole; with `redo`, a damaged one is made again from the last checkpoint."""
+    try:
+        record = checkpoint.finished(folder, identity, config)
+        if record is not None:
+            checkpoint.check_result(folder, record)
+        return record is not None
+    except (checkpoint.DamagedRecord, checkpoint.Damaged) as error:
+        if redo:
+            checkpoint.redo(folder, str(error))
+        return False
+
+
+def _train(config, name, folder, identity, mesh, stopper, profile, lease) -> None:
+    stage, keep = config.stages[name], options(config, "checkpoint", checkpoint.default_config())
+    task, times = stages.make_task(config, name), goodput.Goodput(folder)
+    saves = checkpoint.Checkpoints(folder, identity, keep.keep, keep.keep_every, keep.keep_best, lease)
+    watch = guard.Guard(folder, options(config, "guard", guard.default_config()))
+    begun, skipped, state = time.monotonic(), set(), None
+    with jax.set_mesh(mesh), contextlib.closing(saves):
+        while state is None:
+            with abandonable(f"restoring {name}"), times.spent("restoring"):
+                first, meta, opened, batches = _open(config, name, folder.parent, task, saves, mesh)
+                step = compiled_step(config, name, task, mesh)
+            skipped |= set(meta.get("skipped", ()))
+            times.lose(folder / "metrics.jsonl", first)
+            checkpoint.write_config(folder, config)
+            log = metrics.Log(folder, name, stage.steps, first, config.log.arrays_every)
+            loop = Loop(config, stage, keep, lease, log, saves, times, watch, begun - meta.get("seconds", 0.0), tuple(sorted(skipped)))
+            try:
+                with contextlib.closing(log):
+                    state = loop.run(opened, step, batches, first, mesh, stopper, profile)
+            except guard.Rewind as event:
+                skipped.add(event.batch)
+                with contextlib.suppress(checkpoint.SaveFailed):
+                    saves.wait()
+            finally:
+                watch.rest()
+        with contextlib.suppress(checkpoint.SaveFailed):  # the result itself is what counts now
+            saves.wait()
+        times.write(stage.steps)
         record = {
             "stage": name, "task": stage.task, "identity": identity, "steps": stage.steps,
-            "examples": stage.steps * stage.batch, "seconds": round(time.time() - begun + seconds, 2),
+            "examples": stage.steps * stage.batch, "seconds": round(time.monotonic() - loop.began, 2),
             "peak_memory_mib": round(metrics.peak_memory_mib()), "jax": jax.__version__,
             "parameters": {part: _count(tree) for part, tree in state["params"].items()},
             "trained_parameters": _count(optim.split(state["params"], stage.train)[0]),
+            "skipped_batches": sorted(skipped), "goodput": goodput.total(folder),
         }
-        saves.close()
-        checkpoint.finish(folder, steps.result(state), record)
-    log.close()
+        if lease is not None:
+            lease.check()
+        try:
+            checkpoint.finish(folder, steps.result(state), record)
+        except (OSError, ValueError) as error:  # what the file system or tensorstore says of it
+            raise InputError(f"{folder}: the result could not be written ({error}); make room, and run the same again") from error
 
 
 def compiled_step(config, name: str, task, mesh):
@@ -192,7 +208,7 @@ def _count(tree) -> int:
 
 
 def _open(config, name, workdir, task, saves, mesh):
-    """Restores the stage's newest state, or initialises it; returns (first step, seconds spent, state, batches)."""
+    """Restores the stage's newest good state, or initialises it; returns (first step, manifest or {}, state, batches)."""
     stage = config.stages[name]
     batches = task.batches()
     abstract = steps.abstract_state(task, stage, mesh)
@@ -200,57 +216,85 @@ def _open(config, name, workdir, task, saves, mesh):
     if latest is not None:
         state, meta = saves.restore(latest, abstract)
         print(f"dina: {name}: resumed at step {latest}", flush=True)
-        return latest, meta.get("seconds", 0.0), state, batches
+        return latest, meta, state, batches
     variables = stages.initial_variables(config, name, task, workdir, abstract)
     stream = (batches.batch(i) for i in range(stage.steps))
     variables = task.start(variables, stream, jax.random.fold_in(jax.random.key(config.seed), 2**31 - 2))
     state = steps.init_state(task, stage, variables)
     state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, abstract)
-    return 0, 0.0, state, batches
+    return 0, {}, state, batches
 
 
-def _loop(config, stage, state, step, batches, first, mesh, log, saves, stopper, profile, began):
-    """Steps first..stage.steps-1; dispatches step n, then logs step n-1, so the device never waits for the host."""
-    stream = prefetched(batches, first, stage.steps)
-    pending, refused = None, 0
-    rates = np.asarray(optim.schedule(stage.optimizer, stage.steps)(np.arange(stage.steps)), np.float32)
-    for n in range(first, stage.steps):
-        if n == profile[0]:
-            jax.profiler.start_trace(str(log.path.parent / "profile"))
-        host = next(stream)
-        state, values = step(state, sharding.put_batch(host, mesh), rates[n])
+@dataclasses.dataclass
+class Loop:
+    """The steps of one stage, from where it was opened to its end. `began` is when all of its work would have begun."""
+
+    config: ml_collections.ConfigDict
+    stage: ml_collections.ConfigDict
+    keep: ml_collections.ConfigDict
+    lease: leases.Lease | None
+    log: metrics.Log
+    saves: checkpoint.Checkpoints
+    times: goodput.Goodput
+    watch: guard.Guard
+    began: float
+    skipped: tuple[int, ...]
+
+    def run(self, state, step, batches, first, mesh, stopper, profile):
+        """Dispatches step n, then looks at step n-1, so the device never waits for the host; returns the last state."""
+        stage, pending = self.stage, None
+        stream = prefetched(batches, first, stage.steps, self.skipped)
+        rates = np.asarray(optim.schedule(stage.optimizer, stage.steps)(np.arange(stage.steps)), np.float32)
+        for n in range(first, stage.steps):
+            if n == profile[0]:
+                jax.profiler.start_trace(str(self.log.path.parent / "profile"))
+            with self.times.spent("waiting"):
+                host = next(stream)
+            with self._compiling() if n == first else contextlib.nullcontext():
+                state, values = step(state, sharding.put_batch(host, mesh), rates[n])
+            if pending is not None:
+                self.look(*pending)
+            pending = (n, values, host["example"])
+            self.log.advance()
+            if n + 1 == profile[1]:
+                jax.block_until_ready(state["step"])
+                jax.profiler.stop_trace()
+            asked = stopper.asked
+            if asked or ((n + 1) % self.keep.every == 0 and n + 1 < stage.steps):
+                self.save(state, self.look(*pending), n + 1, wait=asked)
+                pending = None
+            if asked:
+                raise Interrupted
         if pending is not None:
-            refused = _write(config, stage, log, *pending, refused)
-        pending = (n, values, host["example"])
-        log.advance()
-        if n + 1 == profile[1]:
-            jax.block_until_ready(state["step"])
-            jax.profiler.stop_trace()
-        done = n + 1
-        if stopper.asked or (done % config.checkpoint.every == 0 and done < stage.steps):
-            saves.save(done, state, done * stage.batch, time.time() - began)
-        if stopper.asked:
-            saves.close()
-            log.close()
-            raise Interrupted
-    if pending is not None:
-        _write(config, stage, log, *pending, refused)
-    return state
+            self.look(*pending)
+        return state
 
+    def look(self, n: int, values, examples) -> dict[str, float]:
+        """Judges and logs step n; returns its loss. Raises as `guard.Guard.look`, or Fenced."""
+        if self.lease is not None:
+            self.lease.check()
+        loss, refused = (float(x) for x in jax.device_get((values["loss"], values["refused"])))
+        self.watch.alive()
+        if (n + 1) % self.config.log.every == 0 or n + 1 == self.stage.steps or n == 0:
+            self.log.write(n + 1, jax.device_get(values), self.stage.batch)
+        self.watch.look(n, loss, bool(refused), guard.batch_of(n, self.skipped), examples)
+        return {key: float(value) for key, value in jax.device_get(values).items() if np.ndim(value) == 0} if self.keep.keep_best else {}
 
-def _write(config, stage, log, n, values, examples, refused) -> int:
-    """Logs step n where due; returns how many steps in a row were refused, and stops the run at too many."""
-    if (n + 1) % config.log.every and n + 1 != stage.steps and n:
-        return refused
-    values = jax.device_get(values)
-    refused = refused + 1 if values["refused"] else 0
-    log.write(n + 1, values, stage.batch)
-    if refused >= REFUSED_IN_A_ROW:
-        raise RuntimeError(
-            f"{refused} logged steps in a row had a non-finite loss or gradient; the last one is step {n}, examples "
-            f"{examples.min()}..{examples.max()}; the state is as it was before them"
-        )
-    return refused
+    def save(self, state, values: dict[str, float], done: int, wait: bool) -> None:
+        """Starts a save, and waits for it if asked; one that failed is said, and the next is tried when it is due."""
+        with self.times.spent("saving"):
+            try:
+                self.saves.save(done, state, done * self.stage.batch, time.monotonic() - self.began, values, self.skipped)
+                if wait:
+                    self.saves.wait()
+            except checkpoint.SaveFailed as error:
+                self.watch.note("save failed", step=done, error=str(error))
+        self.times.write(done)
+
+    @contextlib.contextmanager
+    def _compiling(self):
+        with abandonable("compiling"), self.times.spent("compiling"):
+            yield
 
 
 def run(config, workdir: pathlib.Path, profile=(-1, -1)) -> int:
@@ -262,24 +306,23 @@ def run(config, workdir: pathlib.Path, profile=(-1, -1)) -> int:
         config.run.workdir = str(workdir)
     mesh = setup(config)
     stages.check(config, mesh)
-    stopper = Stopper()
-    try:
+    stopper = Stopper(options(config, "checkpoint", checkpoint.default_config()).grace)
+    with contextlib.closing(stopper), contextlib.suppress(Interrupted):
         for job in config.jobs:
-            if job == "data":
-                tokenize.prepare_data(config)
-            elif job == "codes":
-                tokenize.tokenize(config, workdir)
-            elif job.startswith("codes:"):
-                tokenize.tokenize(config, workdir, [job.removeprefix("codes:")])
-            elif job.startswith("compile:"):
-                compile_stage(config, job.removeprefix("compile:"), workdir, mesh)
-            else:
+            if job in config.stages:
                 train_stage(config, job, workdir, mesh, stopper, profile)
+            else:
+                with abandonable(job):  # what these commit is whole, and the next run keeps it
+                    if job == "data":
+                        tokenize.prepare_data(config)
+                    elif job.startswith("compile:"):
+                        compile_stage(config, job.removeprefix("compile:"), workdir, mesh)
+                    else:
+                        tokenize.tokenize(config, workdir, [job.removeprefix("codes:")] if ":" in job else tokenize.KINDS)
             if stopper.asked:
                 raise Interrupted
-    except Interrupted:
-        return EXIT_RESTART
-    return 0
+        return EXIT_DONE
+    return EXIT_RESTART
 
 
 def main(argv: list[str]) -> int:

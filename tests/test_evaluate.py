@@ -1,16 +1,20 @@
 """The evaluation from questions to scores.json, with a stand-in model that is right, wrong or mute on purpose."""
 
 import json
+import types
 
+import jax
 import ml_collections
 import numpy as np
 import PIL.Image
 import pytest
 
-from dina import evaluate as evaluation
+from dina import checkpoint, evaluate as evaluation, sharding, stages, train
+from dina.config import InputError
 from dina.data import canvases, digits, sources, spoken
 from dina.eval import prompts
 from dina.eval.generation import Answer
+from tests import toy
 from tests.eval.test_reconstruction import Stub
 
 
@@ -18,6 +22,7 @@ class Oracle(Stub):
     """Answers by giving real held-out material of the right digit; every fourth picture stands in the wrong place."""
 
     columns: dict = {}
+    asked = 0
 
     def __init__(self, config, workdir):
         pass
@@ -26,6 +31,7 @@ class Oracle(Stub):
         return clip
 
     def answer(self, questions, seed):
+        Oracle.asked += len(questions)
         return [self._one(number, question) for number, question in enumerate(questions)]
 
     def _one(self, number, q):
@@ -50,7 +56,7 @@ def columns(records):
 
 @pytest.fixture(scope="module")
 def config():
-    c = ml_collections.ConfigDict({"eval": prompts.default_config(), "data": digits.smoke_config(), "name": "toy", "seed": 1})
+    c = ml_collections.ConfigDict({"eval": prompts.default_config(), "data": digits.smoke_config(), "name": "toy", "seed": 1, "order": ("sft",)})
     c.vision = ml_collections.ConfigDict({"quantizer": {"sizes": (4,) * 4}})
     c.audio = ml_collections.ConfigDict({"quantizer": {"sizes": (4, 3, 3)}})
     for task in ("image_to_text", "speech_to_text", "text_to_image", "text_to_speech", "image_to_speech", "speech_to_image"):
@@ -98,11 +104,56 @@ def test_scores_follow_what_the_model_did_media_are_kept_and_runs_repeat(run):
     kept = [r for r in kept if "file" in r]
     assert len(kept) == 4 and {r["group"] for r in kept} == {"main", "any_offset"}
     assert all((folder / r["file"]).is_file() and (folder / r["shown"]).is_file() for r in kept)
-    # A second evaluation replaces the first and says the same.
+    # A second evaluation of the same model is read, and asks nothing.
+    before, Oracle.asked = Oracle.asked, 0
+    assert run()[0] == scores and Oracle.asked == 0
+    # One that was killed before its end asks only what was not kept, replaces the first, and says the same.
     (folder / "stray.png").write_bytes(b"x")
+    (folder / "stage.json").unlink()
+    kept = sorted((folder.parent / "answers").iterdir())
+    assert len(kept) == before > 100
+    kept[0].unlink()
+    kept[1].write_bytes(kept[1].read_bytes()[:-1])
     again, _ = run()
     assert again == scores and json.loads((folder / "scores.json").read_text()) == scores
-    assert not (folder / "stray.png").exists()
+    assert not (folder / "stray.png").exists() and 0 < Oracle.asked <= 2 * evaluation.ASKED_AT_ONCE
+    assert sorted((folder.parent / "answers").iterdir()) == kept
+
+
+def test_another_model_or_other_settings_are_another_evaluation(config, tmp_path):
+    digests = {evaluation.model_digest(config, tmp_path)}
+    for text in ("{}", '{"seal": "a"}'):
+        (tmp_path / "sft").mkdir(exist_ok=True)
+        (tmp_path / "sft" / "stage.json").write_text(text)
+        digests.add(evaluation.model_digest(config, tmp_path))
+    assert len(digests) == 3 and evaluation.model_digest(config, tmp_path) in digests
+    (tmp_path / "stage.json").write_text(json.dumps({"about": "x"}))
+    assert evaluation.finished(tmp_path, "x") is None  # no scores
+    (tmp_path / "scores.json").write_text('{"a": 1}')
+    assert evaluation.finished(tmp_path, "x") == {"a": 1} and evaluation.finished(tmp_path, "y") is None
+
+
+def test_checkpoints_of_a_stage_are_scored_newest_first_once_each(tmp_path, monkeypatch, capsys):
+    config, mesh = toy.config(), sharding.make_mesh({"data": 1}, jax.devices()[:1])
+    config.checkpoint.keep = 9
+    train.train_stage(config, "one", tmp_path, mesh, types.SimpleNamespace(asked=False))
+    scored = []
+
+    def weigh(config, workdir):
+        params, _ = stages.load_parts(config, workdir, ["body", "head"])
+        scored.append((workdir.name, float(np.abs(params["body"]["w"]).sum())))
+        if len(scored) == 1:  # while it works, the older one is damaged
+            path = next((tmp_path / "one" / "checkpoints").glob("00000004.*/_METADATA"))
+            path.write_bytes(path.read_bytes()[:-1])
+        return {"weight": scored[-1][1]}
+
+    monkeypatch.setattr(evaluation, "evaluate", weigh)
+    found = evaluation.score_stage(config, tmp_path, "one", watch=0.01)
+    assert [name for name, _ in scored] == ["one-8"] and found["one-4"] == {}
+    assert "one-4 is passed over" in capsys.readouterr().out
+    assert scored[0][1] != float(np.abs(checkpoint.result(tmp_path / "one")["params"]["body"]["w"]).sum())
+    with pytest.raises(InputError, match="no stage 'three'"):
+        evaluation.score_stage(config, tmp_path, "three")
 
 
 def test_a_missing_second_judge_is_named_not_fatal(run, monkeypatch):

@@ -3,15 +3,15 @@
 import collections
 import json
 import os
-import signal
 import subprocess
 import sys
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 
-from dina import checkpoint, process, sharding, stages, step as steps, train
+from dina import checkpoint, guard, lease, process, sharding, stages, step as steps, train
 from dina.config import InputError
 from tests import toy
 
@@ -68,16 +68,110 @@ def test_another_config_is_refused_by_name(tmp_path):
 
 def test_a_folder_where_another_process_trains_is_refused(tmp_path):
     config = toy.config()
-    holder = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
-    (tmp_path / "one").mkdir()
-    command = [sys.executable, "-c", holder, str(tmp_path / "one" / ".lock")]
+    holder = "import sys; from dina import lease; lease.acquire(sys.argv[1], 1.0); print(flush=True); input()"
+    command = [sys.executable, "-c", holder, str(tmp_path / "one" / "lease")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         other.stdout.readline()
-        with pytest.raises(InputError, match="another process is training in .*one: wait"):
+        with pytest.raises(InputError, match="another process is training in .*one.*: wait"):
             _run(config, tmp_path)
         other.kill()
     _run(config, tmp_path)  # a killed process holds nothing
     assert checkpoint.finished(tmp_path / "two")
+
+
+def test_a_run_that_lost_its_folder_writes_no_more(tmp_path, monkeypatch):
+    config, acquire, held = toy.config(), lease.acquire, []
+    monkeypatch.setattr(lease, "acquire", lambda *args: held.append(acquire(*args)) or held[-1])
+    look = train.Loop.look
+
+    def overtaken(self, n, values, examples):
+        if n == 5:
+            held[0].store.create(f"{held[0].token + 1:08d}", b"{}")
+            held[0]._beaten = -1e9  # it slept
+        return look(self, n, values, examples)
+
+    monkeypatch.setattr(train.Loop, "look", overtaken)
+    with pytest.raises(lease.Fenced):
+        _run(config, tmp_path)
+    lines = (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5] and not checkpoint.finished(tmp_path / "one")
+
+
+# -------------------------------------------------------------------------------------------------- damage and poison
+def _equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, *(checkpoint.result(folder / "two") for folder in (a, b)))
+    for name in ("one", "two"):
+        logs = [[json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()] for folder in (a, b)]
+        assert [(line["step"], line["loss"]) for line in logs[0]] == [(line["step"], line["loss"]) for line in logs[1]]
+
+
+def test_damaged_checkpoints_and_results_are_made_again(tmp_path, capsys):
+    _run(toy.config(), tmp_path / "whole")
+    with pytest.raises(train.Interrupted):
+        _run(toy.config(), tmp_path / "cut", _StopAt(9))
+    path = max((tmp_path / "cut" / "one" / "checkpoints").glob("*/manifest.ocdbt"))
+    path.write_bytes(b"")
+    _run(toy.config(), tmp_path / "cut")
+    assert "is damaged: manifest.ocdbt has 0 of" in capsys.readouterr().out
+    _equal(tmp_path / "whole", tmp_path / "cut")
+    for damage in ("result/_METADATA", "stage.json"):
+        path = tmp_path / "cut" / "two" / damage
+        path.write_bytes(path.read_bytes()[:-2])
+        _run(toy.config(), tmp_path / "cut")
+        assert "two: the finished result is damaged" in capsys.readouterr().out
+        _equal(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_rewind_leaves_the_batch_out_and_survives_an_interruption(tmp_path):
+    """Equal to a run that never had the batch: the poisoned one is the only difference of the two data sets."""
+    def config(poison):
+        c = toy.config(options={"poison_step": poison})
+        c.guard = ml_collections.ConfigDict({"nonfinite": "rewind"})
+        return c
+
+    ends = {}
+    for name, looks in (("whole", 10**9), ("cut", 9)):
+        if name == "cut":
+            with pytest.raises(train.Interrupted):
+                _run(config(5), tmp_path / name, _StopAt(looks))
+        _run(config(5), tmp_path / name)
+        ends[name] = checkpoint.finished(tmp_path / name / "one")
+        assert ends[name]["skipped_batches"] == [5]
+        examples = [json.loads(line) for line in (tmp_path / name / "one" / "events.jsonl").read_text().splitlines()]
+        assert examples[0]["examples"] == [80, 95] and examples[0]["policy"] == "rewind"
+    _equal(tmp_path / "whole", tmp_path / "cut")
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "one" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 11)) and not any(line["refused"] for line in lines)
+
+
+def test_poison_is_skipped_or_stops_the_run_with_its_batch(tmp_path):
+    c = toy.config(options={"poison_step": 5})
+    _run(c, tmp_path / "skip")
+    lines = [json.loads(line) for line in (tmp_path / "skip" / "one" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["refused"]] == [6]
+    c.guard = ml_collections.ConfigDict({"nonfinite": "stop"})
+    with pytest.raises(guard.Stopped, match="step 5, batch 5, examples 80..95"):
+        _run(c, tmp_path / "stop")
+
+
+def test_a_full_disk_costs_checkpoints_and_no_step(tmp_path, monkeypatch, capsys):
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    _run(toy.config(), tmp_path / "whole")
+    monkeypatch.setattr(checkpoint.manifest, "seal", full)
+    _run(toy.config(), tmp_path / "full")
+    assert "save failed: step 8, error" in capsys.readouterr().out
+    _equal(tmp_path / "whole", tmp_path / "full")
+
+
+def test_time_is_accounted_for(tmp_path):
+    with pytest.raises(train.Interrupted):
+        _run(toy.config(), tmp_path, _StopAt(6))
+    (tmp_path / "one" / "metrics.jsonl").open("a").write(json.dumps({"step": 7, "wall": 1e12}) + "\n")
+    _run(toy.config(), tmp_path)
+    spent = checkpoint.finished(tmp_path / "one")["goodput"]
+    assert all(spent[kind] > 0 for kind in ("compiling", "restoring", "waiting", "training", "saving")) and spent["lost"] > 1e11
 
 
 def test_a_misspelt_part_is_named(tmp_path):
@@ -206,17 +300,6 @@ def compile_cache(tmp_path):
     jax.config.update("jax_compilation_cache_dir", before)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     compilation_cache.reset_cache()
-
-
-def test_sigterm_sets_the_flag():
-    old = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    stopper = train.Stopper()
-    try:
-        signal.raise_signal(signal.SIGTERM)
-        assert stopper.asked
-    finally:
-        signal.signal(signal.SIGTERM, old[0])
-        signal.signal(signal.SIGINT, old[1])
 
 
 def test_the_compilers_effort_is_set_unless_the_user_says_it(monkeypatch):
