@@ -23,9 +23,11 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dina.backbone.config import NgramConfig
+from dina.backbone.linear import weight
 from dina.backbone.ngram import ABSENT, NgramEmbedding
 from dina.backbone.norm import fan_in
 from dina.grammar.vocabulary import Vocabulary
+from dina.sharding import Shard, columns
 
 
 class PreBuffer(nn.Module):
@@ -85,7 +87,7 @@ class Embed(nn.Module):
             Input embeddings; padding is zero.
         """
         voc = self.vocabulary
-        table_RD = self.param("table", _table_init(voc), (voc.padded_rows, self.width), jnp.float32)
+        table_RD = weight(self, "table", _table_init(voc), (voc.padded_rows, self.width))
         text = NgramEmbedding(self.ngram, voc.text, voc.special_ids, name="ngram")
         if self.ngram.variant == "oe":
             x_BSD = _two_texts(voc, text, table_RD, tokens_BS, transcript_BS, segment_BS)
@@ -93,7 +95,7 @@ class Embed(nn.Module):
             ids_BS = text_ids(voc, tokens_BS, transcript_BS, segment_BS, self.ngram.blank)
             x_BSD = text(ids_BS, segment_BS, _words(table_RD, ids_BS), history_BH)
             begins_BS = (tokens_BS == voc.audiotext_start) & (segment_BS > 0)
-            x_BSD = x_BSD + jnp.where(begins_BS[..., None], table_RD[voc.audiotext_start], 0)
+            x_BSD = x_BSD + jnp.where(begins_BS[..., None], _words(table_RD, jnp.full(1, voc.audiotext_start)), 0)
         image_BS, audio_BS = holds_codes(voc, tokens_BS, segment_BS)
         sum_BSD = level_sum(table_RD, code_rows(voc, codes_BSL, image_BS, audio_BS))
         x_BSD = x_BSD + jnp.where(audio_BS[..., None], sum_BSD, 0)
@@ -107,7 +109,7 @@ class Embed(nn.Module):
 
 
 def _words(table_RD, ids_BS):
-    return jnp.take(table_RD, jnp.maximum(ids_BS, 0), axis=0)
+    return columns(lambda table_RC, ids: jnp.take(table_RC, jnp.maximum(ids, 0), axis=0), table_RD, ids_BS)
 
 
 def _two_texts(voc: Vocabulary, text: NgramEmbedding, table_RD, tokens_BS, transcript_BS, segment_BS):
@@ -200,11 +202,15 @@ def code_rows(
     return jnp.where((codes_BSL >= 0) & (image_BS | audio_BS)[..., None], rows_BSL, -1)
 
 
-def level_sum(table_RD: Float[Array, "R D"], rows_BSL: Int[Array, "B S L"]) -> Float[Array, "B S D"]:
+def level_sum(table_RD: Float[Array, "R D"] | Shard, rows_BSL: Int[Array, "B S L"]) -> Float[Array, "B S D"]:
     """Sum over levels of the table's rows, absent levels adding nothing."""
-    return jnp.sum(level_rows(table_RD, rows_BSL), axis=-2)
+    return columns(lambda table_RC, rows: jnp.sum(_present(table_RC, rows), axis=-2), table_RD, rows_BSL)
 
 
-def level_rows(table_RD: Float[Array, "R D"], rows: Int[Array, "... L"]) -> Float[Array, "... L D"]:
+def level_rows(table_RD: Float[Array, "R D"] | Shard, rows: Int[Array, "... L"]) -> Float[Array, "... L D"]:
     """Each level's row, zero where absent."""
-    return jnp.where((rows >= 0)[..., None], jnp.take(table_RD, jnp.maximum(rows, 0), axis=0), 0)
+    return columns(_present, table_RD, rows)
+
+
+def _present(table_RC, rows):
+    return jnp.where((rows >= 0)[..., None], jnp.take(table_RC, jnp.maximum(rows, 0), axis=0), 0)

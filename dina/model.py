@@ -22,7 +22,7 @@ import ml_collections
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from dina import losses
+from dina import losses, sharding
 from dina.backbone import balance, block, ngram
 from dina.backbone import config as trunk_config
 from dina.backbone.block import Backbone, BackboneOut
@@ -161,12 +161,14 @@ def run(model: Model, params: Any, stats: Any, batch: dict[str, Array]) -> Backb
     """
     names = ("tokens", "transcript", "codes", "segment")
     inputs = [batch[name] for name in names]
-    x_BSD = model.embed.apply({"params": params["embed"]}, *inputs, cell_index_BM=batch["cell_index"])
+    embed = {name: tree if name == "table" else sharding.whole(tree) for name, tree in params["embed"].items()}
+    x_BSD = model.embed.apply({"params": embed}, *inputs, cell_index_BM=batch["cell_index"])
     x_BSD = x_BSD.astype(jnp.dtype(model.trunk.dtype))
     bias_GE = stats["backbone"]["router_bias"]
     image_BS, audio_BS = holds_codes(model.vocabulary, batch["tokens"], batch["segment"])
     kind_BS = jnp.where(batch["segment"] > 0, 1 + image_BS + 2 * audio_BS, 0)
-    return model.backbone.apply({"params": params["backbone"]}, x_BSD, batch["position"], batch["segment"], bias_GE, kind_BS)
+    backbone = {name: tree if name == "layers" else sharding.whole(tree) for name, tree in params["backbone"].items()}
+    return model.backbone.apply({"params": backbone}, x_BSD, batch["position"], batch["segment"], bias_GE, kind_BS)
 
 
 def ngram_rows(model: Model, batch: dict[str, Array]) -> Int[Array, "B S T"]:
@@ -177,6 +179,7 @@ def ngram_rows(model: Model, batch: dict[str, Array]) -> Int[Array, "B S T"]:
     return jnp.where(live_BST, row_BST, -1)
 
 
+@jax.named_scope("text_loss")
 def text_sums(
     model: Model, params: Any, h_BSD: Float[Array, "B S D"], batch: dict[str, Array], kinds: int
 ) -> dict[str, Array]:
@@ -206,10 +209,12 @@ def text_sums(
     def sums(params, piece):
         nll_C, correct_C = losses.nll(model.lm_head.apply({"params": params}, piece["h"]), piece["target"])
         by_kind = lambda x_C: jax.ops.segment_sum(x_C * piece["weight"], piece["kind"], kinds)
-        return {"nll": by_kind(nll_C), "correct": by_kind(correct_C), "weight": by_kind(jnp.ones_like(nll_C))}
+        return {"nll": by_kind(nll_C), "correct": by_kind(correct_C)}
 
-    how = model.losses
-    return losses.chunked_sums(sums, params["lm_head"], arrays, jnp.sum(weight_N > 0), how["text_chunk"], how["remat"])
+    how, head = model.losses, sharding.whole(params["lm_head"], model.trunk.dtype)  # once for all chunks
+    out = losses.chunked_sums(sums, head, arrays, jnp.sum(weight_N > 0), how["text_chunk"], how["remat"])
+    # Beside the chunks, so that whoever asks for the weights alone runs no model (step._accumulate).
+    return out | {"weight": jax.ops.segment_sum(arrays["weight"], arrays["kind"], kinds)}
 
 
 def code_sums(
@@ -256,5 +261,7 @@ def code_sums(
         rows_LCD = depth.input_rows(piece["h"], piece["embedded"])
         return depth.losses(head, params, rows_LCD, piece["label"], piece["weight"])
 
-    how = model.losses
-    return losses.chunked_sums(sums, params[name], arrays, jnp.sum(used_N), how["code_chunk"], how["remat"])
+    how, own = model.losses, sharding.whole(params[name], head.cfg.dtype)  # once for all chunks: devices skip different ones
+    with jax.named_scope(f"{name}_loss"):
+        out = losses.chunked_sums(sums, own, arrays, jnp.sum(used_N), how["code_chunk"], how["remat"])
+    return out._replace(weight_L=jnp.sum(jnp.where(arrays["label"] >= 0, arrays["weight"][:, None], 0.0), 0))

@@ -1,14 +1,16 @@
 """The compiled train step, the same for every task.
 
-One `jax.shard_map` over the batch axes: each device gathers the parameters, runs the task on its own examples (in
-micro-batches where asked), and the gradients are summed back into the parameters' own placement. A term's weight is
-summed over the whole global batch before it divides anything, so the result does not depend on how examples are
+One `jax.shard_map` over the batch axes: each device runs the task on its own examples (in micro-batches where asked) with
+the parts of the parameters that it stores. A language model gathers each where it is used, one layer at a time; other tasks
+get theirs whole (`Task.gather`). Gradients come out as parts too, and that is what micro-batches are added up in. A term's
+weight is summed over the whole global batch before it divides anything, so the result does not depend on how examples are
 spread (DESIGN §4.5). A non-finite loss or gradient leaves the whole state as it was and raises `refused` (§4.14).
 Tables that a task reads by rows only are never gathered (dina/tables.py).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,20 +39,26 @@ def init_state(task: Task, stage, variables: Any) -> State:
     return state
 
 
-def abstract_state(task: Task, stage, mesh: jax.sharding.Mesh) -> State:
-    """Shapes, dtypes and shardings of the train state; allocates nothing."""
+def shapes(task: Task, stage) -> State:
+    """Shapes and dtypes of the train state; allocates nothing."""
+    return jax.eval_shape(lambda: init_state(task, stage, task.init(jax.random.key(0))))
 
-    def build():
-        return init_state(task, stage, task.init(jax.random.key(0)))
 
-    abstract = sharding.place(jax.eval_shape(build), mesh)
-    flat = optim.flatten(abstract["params"])
+def abstract_state(task: Task, stage, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> State:
+    """Shapes, dtypes and shardings of the train state; allocates nothing.
+
+    Raises:
+        InputError: experts, or a table's rows, do not divide among the mesh's devices.
+    """
+    return placed(shapes(task, stage), task, mesh)
+
+
+def placed(state: State, task: Task, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> State:
+    """What `shapes` made, with shardings; errors as of `abstract_state`."""
+    flat = optim.flatten(state["params"])
     for path in task.tables:
         row_tables.check(flat[path].shape, mesh, path)
-    # A table's moments and averages lie where its rows do: whatever has its shape, or that without the width.
-    own = {shape for path in task.tables for shape in (flat[path].shape, flat[path].shape[:2])}
-    place = jax.sharding.NamedSharding(mesh, row_tables.spec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) if x.shape in own else x, abstract)
+    return sharding.place(state, mesh, dict.fromkeys(task.tables, row_tables.spec()))
 
 
 def result(state: State) -> Any:
@@ -74,7 +82,8 @@ def make_train_step(task: Task, stage, seed: int, mesh: jax.sharding.Mesh) -> Ca
 
     def sums(trainable, found, rest, batch):
         """Differentiable sums of the local micro-batch; everything else rides along."""
-        params = optim.unflatten(rest["frozen"] | trainable | row_tables.as_read(found))
+        parts = sharding.as_shards(rest["frozen"] | trainable, rest["specs"])
+        params = optim.unflatten((sharding.whole(parts) if task.gather == "whole" else parts) | row_tables.as_read(found))
         out = task.loss(params, rest["stats"], batch, rest["key"], axes)
         unknown = sorted(set(out.terms) - set(coefficients))
         if unknown:
@@ -93,14 +102,16 @@ def make_train_step(task: Task, stage, seed: int, mesh: jax.sharding.Mesh) -> Ca
         grads, of_rows = vjp({name: jnp.asarray(scale[name], total.dtype) for name, (total, _) in out.terms.items()})
         return grads, of_rows, out
 
-    def local(replicated, batch):
-        (trainable, rest), (found, batch) = replicated, batch
+    def local(specs, stored, key, found, batch):
+        trainable, frozen, stats = stored
+        stats = sharding.whole(jax.tree.map(sharding.as_shard, stats, specs[2]))
+        rest = {"frozen": frozen, "stats": stats, "key": key, "specs": specs[0] | specs[1]}
         if stage.accumulate == 1:
             grads, of_rows, out = one(trainable, found, rest, batch, None)
         else:
             grads, of_rows, out = _accumulate(one, weights_of, trainable, found, rest, batch, stage.accumulate, axes)
         totals = sharding.psum({"terms": out.terms, "metrics": out.metrics}, axes)
-        return (sharding.psum(grads, axes), totals, out.updates), of_rows
+        return sharding.sum_left(grads, specs[0], axes), (totals, out.updates), of_rows
 
     def step(state: State, batch: Any, rate: jax.Array) -> tuple[State, Any]:
         trainable, frozen = optim.split(state["params"], stage.train)
@@ -108,11 +119,12 @@ def make_train_step(task: Task, stage, seed: int, mesh: jax.sharding.Mesh) -> Ca
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         loss_key, stats_key = jax.random.split(key)
         others, still = _without(trainable, whole), _without(frozen, whole)
-        rest = {"frozen": still, "stats": state["stats"], "key": loss_key}
         rows, found, rounds = row_tables.read(whole, task.table_rows, batch, mesh) if whole else ({}, {}, None)
-        gathered = sharding.gathered((others, rest))
-        (grads, totals, updates), of_rows = sharding.on_batch_shards(local, mesh)(gathered, (found, batch))
-        grads = jax.tree.map(lambda g, p: jax.reshard(g, jax.typeof(p).sharding.spec), grads, others)
+        stored = others, still, state["stats"]
+        specs, over_batch = sharding.specs(stored), sharding.batch_spec()
+        in_specs, out_specs = (specs, P(), over_batch, over_batch), (specs[0], P(), over_batch)
+        run = jax.shard_map(functools.partial(local, specs), mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        grads, (totals, updates), of_rows = run(stored, loss_key, found, batch)
         trained = {path: x for path, x in whole.items() if path in trainable}
         if trained:
             grads |= row_tables.give_back(trained, of_rows, rows, mesh)
@@ -121,7 +133,8 @@ def make_train_step(task: Task, stage, seed: int, mesh: jax.sharding.Mesh) -> Ca
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-        changes, opt = tx.update(grads, state["opt"], trainable)
+        with jax.named_scope("optimizer"):
+            changes, opt = tx.update(grads, state["opt"], trainable)
         moved = {path: x + rate * changes[path] for path, x in trainable.items()}
         new = {
             "step": state["step"],

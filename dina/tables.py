@@ -75,6 +75,7 @@ def as_read(found: dict[str, Array]) -> dict[str, Array]:
     return {f"{path.rpartition('/')[0]}/{READ}": x for path, x in found.items()}
 
 
+@jax.named_scope("read_rows")
 def read(tables: dict[str, Array], rows_of: Callable, batch: Any, mesh: jax.sharding.Mesh) -> tuple[dict, dict, Array]:
     """Rows that a global batch reads.
 
@@ -101,6 +102,7 @@ def read(tables: dict[str, Array], rows_of: Callable, batch: Any, mesh: jax.shar
     return jax.shard_map(local, mesh=mesh, in_specs=(spec(), over_batch), out_specs=out_specs, check_vma=False)(tables, batch)
 
 
+@jax.named_scope("give_rows_back")
 def give_back(tables: dict[str, Array], grads: dict[str, Array], rows: dict[str, Array], mesh: jax.sharding.Mesh) -> dict[str, Array]:
     """Gradients of tables, placed as they are.
 

@@ -1,11 +1,14 @@
 """The train step: mesh invariance, micro-batches, freezing, refusal of poison, averages."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
-from dina import sharding, stages, step as steps
-from tests import toy
+from dina import optim, sharding, stages, step as steps
+from dina.tasks.language import Language
+from tests import tiny_language, toy
 
 
 def _train(config, mesh_sizes, steps_run=5, name="one"):
@@ -66,3 +69,53 @@ def test_the_average_is_what_a_stage_hands_over():
     _, _, state, _ = _train(toy.config(ema_decay=0.99), {"data": 1})
     handed = steps.result(state)["params"]["head"]["w"]
     assert np.array_equal(handed, state["ema"]["head/w"]) and not np.array_equal(handed, state["params"]["head"]["w"])
+
+
+def _language(sizes, accumulate=1, steps_run=2, **settings):
+    """Losses, norms and parameters of a tiny language model of which everything is split that divides."""
+    config, stage = tiny_language.experiment()
+    config.model.update_from_flattened_dict(settings)
+    stage.accumulate, stage.optimizer.clip_norm = accumulate, 0.5
+    task = Language(config, stage)
+    mesh = sharding.make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+    documents = tiny_language.documents()
+    batch = tiny_language.pack([[documents[(i + j) % 6] for j in range(i % 3)] for i in range(16)])  # none, one or two documents a row
+    batch["text_weight"] *= np.arange(16)[:, None] ** 2 % 5 + np.float32(0.1)
+    start = tiny_language.variables()  # kept for other tests, so made outside of the mesh
+    losses = []
+    with jax.set_mesh(mesh):
+        abstract = steps.abstract_state(task, stage, mesh)
+        place = lambda x, like: jax.device_put(np.array(x), like.sharding)
+        variables = {kind: jax.tree.map(place, start[kind], abstract[kind]) for kind in start}
+        state = jax.tree.map(place, steps.init_state(task, stage, variables), abstract)
+        step = jax.jit(steps.make_train_step(task, stage, 0, mesh))
+        for _ in range(steps_run):
+            state, values = step(state, sharding.put_batch(batch, mesh), np.float32(0.003))
+            losses.append([float(values[name]) for name in ("loss", "grad_norm", "experts/zero_rate")])
+    return np.array(losses), optim.flatten(jax.device_get(state["params"])), state
+
+
+@functools.cache
+def _truth():
+    return _language({"data": 1})
+
+
+@pytest.mark.parametrize("sizes, accumulate, settings", [
+    ({"data": 2, "expert": 4}, 1, {"experts.dispatch": "all_to_all", "remat": "attention"}),
+    ({"replica": 2, "data": 2, "expert": 2}, 2, {"ngram.lookup": "exchange", "remat": "full"}),
+    pytest.param({"data": 8}, 1, {}, marks=pytest.mark.slow),
+    pytest.param({"data": 4, "expert": 2}, 1, {"experts.dispatch": "ragged_all_to_all", "remat": "attention+experts"}, marks=pytest.mark.slow),
+], ids=str)  # fmt: skip
+def test_a_language_model_in_parts_takes_the_same_steps(sizes, accumulate, settings, monkeypatch):
+    want, truth, _ = _truth()
+    monkeypatch.setattr(sharding, "MINIMUM", 1)
+    losses, params, state = _language(sizes, accumulate, **settings)
+    np.testing.assert_allclose(losses, want, rtol=1e-5)
+    for path, x in truth.items():
+        # Adam divides by the root of its second moment: where that is rounding noise, so is the step.
+        assert (np.abs(params[path] - x) > 1e-4).mean() < 2e-3, path
+    devices = np.prod(list(sizes.values())) // sizes.get("replica", 1)
+    for path, x in optim.flatten(state["params"]).items():
+        assert state["opt"][1].mu[path].sharding == x.sharding, path
+        if path.startswith("backbone/layers/ffn") or "/experts/" in path:
+            assert x.addressable_shards[0].data.size * devices == x.size, path

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from dina.backbone import rope
 from dina.backbone.config import AttentionConfig
-from dina.backbone.linear import Served, Turned, product, weight
+from dina.backbone.linear import Served, Turned, product, products, weight
 from dina.backbone.norm import RMSNorm, fan_in
 
 LATENT_EPS = 1e-6  # both inner norms, whatever the trunk's epsilon is (backbone.md §1.3)
@@ -77,11 +77,11 @@ class MLA(nn.Module):
         o_HVD = weight(self, "o", fan_in((0, 1), 2, gain=self.gain), (cfg.heads, cfg.v, width))
         # The query scale sqrt(D/Q) and the softmax scale act on rank Q instead of on S x T scores: the map is linear.
         q_scale = math.sqrt(width / cfg.q_rank) / math.sqrt(cfg.nope + cfg.rope)
-        q_BSQ = RMSNorm(LATENT_EPS, name="q_norm")(product(x_BSD, w["q_a"], self.dtype)) * q_scale
+        query, down = products(x_BSD, (w["q_a"], w["kv_a"]), self.dtype)
+        q_BSQ = RMSNorm(LATENT_EPS, name="q_norm")(query) * q_scale
         q_BSHK = product(q_BSQ, w["q_b"], self.dtype)
         turned = rope.rotate(q_BSHK[..., cfg.nope :], *(t[:, :, None] for t in rotary))
         q_BSHK = jnp.concatenate([q_BSHK[..., : cfg.nope], turned], -1)
-        down = product(x_BSD, w["kv_a"], self.dtype)
         latent_BSC = RMSNorm(LATENT_EPS, name="kv_norm")(down[..., : cfg.kv_rank]) * math.sqrt(width / cfg.kv_rank)
         key_BSR = rope.rotate(down[..., cfg.kv_rank :], *rotary)
         if cache is None:

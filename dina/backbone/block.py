@@ -9,20 +9,25 @@ rank, R rotated values, G groups of tokens. Source: reference/backbone.md §1.2.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from dina import sharding
 from dina.backbone import experts, rope
 from dina.backbone.attention import MLA, absorb
-from dina.backbone.config import BackboneConfig
+from dina.backbone.config import EXCHANGES, BackboneConfig
 from dina.backbone.experts import SparseFFN
-from dina.backbone.linear import FEW_ROWS, product, turn, turn_all, turns, weight
+from dina.backbone.linear import FEW_ROWS, beside, product, products, turn, turns, weight
 from dina.backbone.norm import RMSNorm, fan_in
+from dina.backbone.rows import ROUTED
 
 
+ATTENDED = "attended"  # name of an attention's output, for `policy`
 MOST_APART = 512  # experts of all layers up to which each gets a branch of its own: compiling takes 15 ms each
 
 
@@ -82,14 +87,15 @@ def serve(cfg: BackboneConfig, params: dict, rows: int) -> dict:
     for layer in layers.values():
         for i in (0, 1):
             attention, ffn = layer[f"attention_{i}"], layer[f"ffn_{i}"]
+            attention, ffn = beside(attention, ("q_a", "kv_a"), rows), beside(ffn, ("gate", "up"), rows)
             if few and cfg.attention.decode == "absorbed":
                 attention = attention | {"kv_b": absorb(attention["kv_b"], cfg.attention.nope)}
             if turns(rows):
                 o_HVD = attention["o"]
-                turned = {name: turn(attention[name]) for name in ("q_a", "q_b", "kv_a")}
-                attention = attention | turned | {"o": turn(o_HVD.reshape(-1, o_HVD.shape[-1]))}
-            layer[f"attention_{i}"], layer[f"ffn_{i}"] = attention, turn_all(ffn, rows)
-        if cfg.experts.dispatch == "gather" and (not few or cfg.layers * cfg.experts.real <= MOST_APART):
+                attention = attention | {"q_b": turn(attention["q_b"]), "o": turn(o_HVD.reshape(-1, o_HVD.shape[-1]))}
+                ffn = ffn | {"down": turn(ffn["down"])}
+            layer[f"attention_{i}"], layer[f"ffn_{i}"] = attention, ffn
+        if cfg.experts.dispatch in ("gather", *EXCHANGES) and (not few or cfg.layers * cfg.experts.real <= MOST_APART):
             layer["experts"] = experts.serve(layer["experts"], cfg.dtype, few)
     return rest | layers
 
@@ -105,8 +111,8 @@ class DenseFFN(nn.Module):
     def __call__(self, u_BSD: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """down(silu(gate(u)) * up(u))."""
         width = u_BSD.shape[-1]
-        gate_BSF = product(u_BSD, weight(self, "gate", fan_in(), (width, self.hidden)), self.dtype)
-        up_BSF = product(u_BSD, weight(self, "up", fan_in(), (width, self.hidden)), self.dtype)
+        into = [weight(self, name, fan_in(), (width, self.hidden)) for name in ("gate", "up")]
+        gate_BSF, up_BSF = products(u_BSD, into, self.dtype)
         down_FD = weight(self, "down", fan_in(gain=self.gain), (self.hidden, width))
         return product(jax.nn.silu(gate_BSF.astype(jnp.float32)) * up_BSF, down_FD, self.dtype)
 
@@ -140,6 +146,7 @@ class LogicalLayer(nn.Module):
             u_BSD = RMSNorm(cfg.norm_eps, name=f"input_norm_{i}")(x_BSD)
             mla = MLA(cfg.attention, cfg.dtype, gain, name=f"attention_{i}")
             y_BSD, own = mla(u_BSD, rotary, segment_BS, own, cached_segment_BT, slot)
+            y_BSD = checkpoint_name(y_BSD, ATTENDED)
             caches.append(own)
             x_BSD = x_BSD + y_BSD.astype(x_BSD.dtype)
             u_BSD = RMSNorm(cfg.norm_eps, name=f"post_norm_{i}")(x_BSD)
@@ -150,6 +157,22 @@ class LogicalLayer(nn.Module):
             pairs = tuple(zip(*caches, strict=True))
             cache = pairs if isinstance(cache[0], tuple) else tuple(jnp.stack(pair) for pair in pairs)
         return x_BSD + shortcut.astype(x_BSD.dtype), (cache, stats)
+
+
+def policy(remat: str):
+    """What a rematerialised layer keeps: nothing; or the outputs of attentions, [N, D] each; or what experts' buffers hold, so
+    that tokens do not travel again (in the first round of 'gather' and 'all_to_all')."""
+    kept = {"full": (), "attention": (ATTENDED,), "experts": (ROUTED,), "attention+experts": (ATTENDED, ROUTED)}[remat]
+    return jax.checkpoint_policies.save_only_these_names(*kept) if kept else None
+
+
+def gathered(cfg: BackboneConfig, variables: dict) -> dict:
+    """One layer's parameters made whole, in the layer's body; experts stay with their devices if tokens travel."""
+    layer = dict(variables["params"])
+    experts = dict(layer.pop("experts"))
+    router, keep = sharding.whole(experts.pop("router")), -3 if cfg.experts.dispatch in EXCHANGES else 0
+    experts = sharding.whole(experts, cfg.dtype, keep)
+    return {"params": sharding.whole(layer, cfg.dtype) | {"experts": experts | {"router": router}}}
 
 
 class Backbone(nn.Module):
@@ -196,7 +219,11 @@ class Backbone(nn.Module):
         if cache is not None:
             cached_segment_BT = jax.lax.dynamic_update_slice_in_dim(cache.segment_BT, segment_BS.astype(jnp.int32), slot, 1)
             layers = (cache.latents, cache.keys)
-        layer = nn.remat(LogicalLayer, prevent_cse=False) if cfg.remat == "full" else LogicalLayer
+        layer = LogicalLayer
+        if self.has_variable("params", "layers") and sharding.split(self.get_variable("params", "layers")):
+            layer = nn.map_variables(layer, "params", functools.partial(gathered, cfg))
+        if cfg.remat != "none":
+            layer = nn.remat(layer, prevent_cse=False, policy=policy(cfg.remat))
         shared = (rotary, segment_BS, group_BS, cached_segment_BT, slot)
         if self.has_variable("params", "layers_0"):
             x_BSD, (layers, stats) = self._one_by_one(x_BSD, router_bias_LE, layers, shared)

@@ -37,7 +37,9 @@ class ExpertsConfig:
     top_k: int = 3
     hidden: int = 128
     scale: float = 2.0  # multiplies every selected probability, identity experts included
-    dispatch: str = "gather"  # 'dense' (the truth), 'gather' (bounded buffers), 'ragged' (lax.ragged_dot)
+    # 'dense' (the truth), 'gather' (bounded buffers), 'ragged' (lax.ragged_dot) bring experts to the tokens where a mesh
+    # splits them; 'all_to_all' and 'ragged_all_to_all' bring tokens to the experts (transport.py), and are 'gather' where it does not
+    dispatch: str = "gather"
     capacity_factor: float = 1.25  # 'gather': buffer rows per expert over the balanced expectation
     target_top_k: float = 2.0  # balance: expected real experts per token; 0 means all experts equally often
     balance: str = "dynamic"  # 'dynamic' moves a bias by rate * error, 'sign' by rate * sign(error)
@@ -93,16 +95,19 @@ class BackboneConfig:
     ffn: int = 384
     norm_eps: float = 1e-5
     dtype: str = "float32"  # inputs of matrix products; norms, softmax, router and sums stay float32
-    remat: str = "none"  # 'none' or 'full': recompute a layer in the backward pass
+    # 'none' keeps all that a layer's backward pass needs, gathered weights too; 'full' recomputes the layer from its input;
+    # 'attention', 'experts' and 'attention+experts' too, but for the outputs that they name
+    remat: str = "none"
     unroll: int = 3  # logical layers per iteration of the loop over stacked parameters
     attention: AttentionConfig = AttentionConfig()
     experts: ExpertsConfig = ExpertsConfig()
 
 
+EXCHANGES = ("all_to_all", "ragged_all_to_all")  # dispatches that send tokens to the experts' devices
 SECTIONS = {"ngram": NgramConfig(), "visual_head": DepthConfig(), "audio_head": DepthConfig()}
-CHOICES = {"dispatch": ("dense", "gather", "ragged"), "balance": ("dynamic", "sign"), "variant": ("hf", "oe", "serving"),
+CHOICES = {"dispatch": ("dense", "gather", "ragged", *EXCHANGES), "balance": ("dynamic", "sign"), "variant": ("hf", "oe", "serving"),
            "blank": ("zero", "row0"), "lookup": ("gather", "exchange"),
-           "decode": ("absorbed", "expanded"), "remat": ("none", "full"), "dtype": ("float32", "bfloat16")}
+           "decode": ("absorbed", "expanded"), "remat": ("none", "full", "attention", "experts", "attention+experts"), "dtype": ("float32", "bfloat16")}
 
 
 def default_config() -> ml_collections.ConfigDict:

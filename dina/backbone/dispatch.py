@@ -4,7 +4,8 @@
 per expert, and what does not fit through the same buffers again, so no token is ever lost; tokens that choose few of many
 experts, as in decoding, read the chosen ones only, and on a CPU served experts take turns. 'ragged' sorts the (token, expert) pairs by
 expert and multiplies row groups (`lax.ragged_dot`; on some TPU generations that compiles to a dense loop over experts,
-reference/tpu.md §4).
+reference/tpu.md §4). Where a mesh splits the experts, these bring weights to the tokens; the ways of transport.py bring
+tokens to 'gather' buffers of their experts' devices.
 
 Legend: N tokens, D width, E real experts, K selections per token, C buffer rows per expert, F hidden width,
 P = N*K pairs, Q rows of a buffer. An index of -1 means: no such row.
@@ -19,12 +20,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from dina import sharding
+from dina.backbone import transport
 from dina.backbone.config import ExpertsConfig
 from dina.backbone.linear import Served
+from dina.backbone.rows import ROUTED, Plan, buffer_plan, collect, in_rounds, inverse, margin, named, sort_pairs, spread
 
 
 # `few` from so many experts a (token, expert) pair on. Its branches run one after another: 4 pairs of 32 small experts on an H100
@@ -71,32 +73,26 @@ def gated(gate: Array, up: Array) -> Array:
     return (jax.nn.silu(gate.astype(jnp.float32)) * up).astype(up.dtype)
 
 
-class Plan(NamedTuple):
-    """Where pairs go: buffer row -> its token and pair, and each token's selections -> buffer rows."""
-
-    token_Q: Int[Array, " Q"]
-    pair_Q: Int[Array, " Q"]
-    row_NK: Int[Array, "N K"]
-
-
 def run(cfg: ExpertsConfig, w: Experts, u_ND, expert_NK, weight_NK, axes: tuple[str, ...] = ()):
     """Weighted sum of the chosen real experts of each token.
 
     Args:
         cfg: `dispatch` names the way.
-        w: expert weights.
+        w: expert weights; `sharding.Shard`s of them where tokens travel (transport.py).
         u_ND: tokens, in the compute type.
         expert_NK: chosen experts, distinct in a row; cfg.real and above are identity experts and are skipped.
         weight_NK: combination weights, float32; 0 exactly where a token is padding.
         axes: mesh axes over which the choice of the slow path must agree (DESIGN §4.6).
 
     Returns:
-        The sum [N, D] in float32, and the number of pairs over capacity (int32, local; 0 except for 'gather').
+        The sum [N, D] in float32, and the number of pairs over capacity (int32, local; 0 for 'dense' and 'ragged').
     """
     # Padding is recognised by its zero weights; a real choice can only underflow to 0, and then adds nothing either.
     key_NK = jnp.where((expert_NK < cfg.real) & (weight_NK != 0), expert_NK, cfg.real)
-    ways = {"dense": dense, "gather": functools.partial(gather, axes=axes), "ragged": ragged}
-    return ways[cfg.dispatch](cfg, w, u_ND, key_NK, weight_NK)
+    buffers = functools.partial(gather, axes=axes)
+    if isinstance(w, Experts) and sharding.split(w):
+        return transport.run(cfg, buffers, w, u_ND, key_NK, weight_NK, axes)
+    return {"dense": dense, "ragged": ragged}.get(cfg.dispatch, buffers)(cfg, w, u_ND, key_NK, weight_NK)
 
 
 def dense(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK):
@@ -119,19 +115,13 @@ def _weighted(index, w: Experts, u_ND, key_NK, weight_NK):
 
 
 def capacity(cfg: ExpertsConfig, tokens: int) -> int:
-    """Buffer rows per expert: the balanced expectation with its margin, a multiple of 8, at most one per token.
-
-    The margin is `capacity_factor`, and for few tokens three deviations of a count of that mean.
-    """
-    mean = tokens * (cfg.target_top_k or cfg.top_k * cfg.real / cfg.total) / cfg.real
-    return min(tokens, 8 * math.ceil(max(cfg.capacity_factor * mean, mean + 3 * math.sqrt(mean)) / 8))
+    """Buffer rows per expert: the balanced expectation with its `margin`."""
+    return margin(cfg, tokens, tokens * (cfg.target_top_k or cfg.top_k * cfg.real / cfg.total) / cfg.real)
 
 
-def gather(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK, axes: tuple[str, ...]):
-    """Bounded buffers; pairs that find theirs full wait for the next round, so the sum is exact and rarely slow.
-
-    The first round is outside the conditional, so that its backward pass keeps nothing but the branch's inputs.
-    """
+def gather(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK, axes: tuple[str, ...], name: str = ROUTED):
+    """Bounded buffers; pairs that find theirs full wait for the next round, so the sum is exact and rarely slow. `name` is what
+    `rows.named` calls the first round's outputs."""
     if isinstance(w, Apart) and key_NK.size <= PAIRS_EACH * cfg.real:
         return pair_by_pair(cfg, w, u_ND, key_NK, weight_NK), jnp.int32(0)
     if isinstance(w, InTurn):
@@ -146,30 +136,16 @@ def gather(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK, axes: tuple[
         x_ECD = spread(u_ND, plan.token_Q, plan.row_NK).reshape(cfg.real, rows, -1)
         if isinstance(w, Apart):
             hidden_ECF = [gated(*jnp.split(x_CD @ into_DG, 2, -1)) for x_CD, into_DG in zip(x_ECD, w.into_DG, strict=True)]
-            return combine(jnp.concatenate([h_CF @ down_FD for h_CF, down_FD in zip(hidden_ECF, w.down_FD, strict=True)]), weight_NK, plan)
+            y_QD = jnp.concatenate([h_CF @ down_FD for h_CF, down_FD in zip(hidden_ECF, w.down_FD, strict=True)])
+            return combine(y_QD, weight_NK, plan), jnp.int32(0)
         hidden_ECF = gated(jnp.einsum("ecd,edf->ecf", x_ECD, w.gate_EDF), jnp.einsum("ecd,edf->ecf", x_ECD, w.up_EDF))
-        y_ECD = jnp.einsum("ecf,efd->ecd", hidden_ECF, w.down_EFD)
-        return combine(y_ECD.reshape(cfg.real * rows, -1), weight_NK, plan)
+        y_ECD = named(jnp.einsum("ecf,efd->ecd", hidden_ECF, w.down_EFD), name if isinstance(number, int) else "")
+        return combine(y_ECD.reshape(cfg.real * rows, -1), weight_NK, plan), jnp.int32(0)
 
     def waiting(number):
         return jnp.sum(jnp.maximum(count_E - number * rows, 0), dtype=jnp.int32)
 
-    def nothing(w, u_ND, weight_NK):
-        del w, weight_NK
-        return jnp.zeros(u_ND.shape, jnp.float32)
-
-    @jax.checkpoint  # keeps only the branch's inputs for its backward pass
-    def slow(*args):
-        @jax.checkpoint
-        def more(sum_ND, number):
-            some = sharding.psum(waiting(number), axes) > 0
-            return sum_ND + jax.lax.cond(some, functools.partial(round_, number), nothing, *args), None
-
-        return jax.lax.scan(more, nothing(*args), jnp.arange(1, -(-len(u_ND) // rows)))[0]
-
-    overflow = waiting(1)
-    y_ND = round_(0, w, u_ND, weight_NK)
-    return y_ND + jax.lax.cond(sharding.psum(overflow, axes) > 0, slow, nothing, w, u_ND, weight_NK), overflow
+    return in_rounds(round_, waiting, -(-len(u_ND) // rows), axes, w, u_ND, weight_NK)
 
 
 def pair_by_pair(cfg: ExpertsConfig, w: Apart, u_ND, key_NK, weight_NK):
@@ -251,65 +227,7 @@ def ragged(cfg: ExpertsConfig, w: Experts, u_ND, key_NK, weight_NK):
     return combine(y_PD, weight_NK, plan), jnp.int32(0)
 
 
-def sort_pairs(experts: int, key_NK):
-    """Pairs ordered by expert (stable), with each expert's first place and number of pairs."""
-    key_P = key_NK.reshape(-1)
-    order_P = jnp.argsort(key_P, stable=True).astype(jnp.int32)
-    count_E = jnp.sum(key_P[:, None] == jnp.arange(experts), 0, dtype=jnp.int32)
-    return order_P, jnp.cumsum(count_E) - count_E, count_E
-
-
-def inverse(order_P):
-    """The inverse of a permutation."""
-    return jnp.zeros_like(order_P).at[order_P].set(jnp.arange(len(order_P), dtype=order_P.dtype), unique_indices=True)
-
-
-def buffer_plan(rows: int, key_NK, order_P, start_E, count_E) -> Plan:
-    """Buffer row e * rows + c holds the c-th pair of expert e; a count may be negative."""
-    place_C = jnp.arange(rows)
-    source_EC = jnp.clip(start_E[:, None] + place_C, 0, len(order_P) - 1)
-    pair_Q = jnp.where(place_C < count_E[:, None], order_P[source_EC], -1).reshape(-1)
-    rank_NK = inverse(order_P).reshape(key_NK.shape) - jnp.append(start_E, 0)[key_NK]
-    inside_NK = (key_NK < len(start_E)) & (rank_NK >= 0) & (rank_NK < rows)
-    row_NK = jnp.where(inside_NK, key_NK * rows + rank_NK, -1)
-    return Plan(jnp.where(pair_Q < 0, -1, pair_Q // key_NK.shape[1]), pair_Q, row_NK)
-
-
 def combine(y_QD, weight_NK, plan: Plan):
     """Weights every buffer row and sums the rows of each token, in float32."""
     weight_Q1 = spread(weight_NK.reshape(-1, 1), plan.pair_Q, plan.row_NK.reshape(-1, 1))
     return collect(y_QD.astype(jnp.float32) * weight_Q1, plan.row_NK, plan.token_Q)
-
-
-# `spread` and `collect` are each other's transpose. Told so, the backward pass gathers rows where automatic
-# differentiation would scatter-add them one by one.
-
-
-@jax.custom_vjp
-def spread(x_ND: Array, token_Q: Array, row_NK: Array) -> Array:
-    """y_q = x[token_q]; row_NK lists, for each token, the rows q that hold it."""
-    del row_NK
-    return jnp.where(token_Q[:, None] >= 0, x_ND[jnp.maximum(token_Q, 0)], 0)
-
-
-@jax.custom_vjp
-def collect(y_QD: Array, row_NK: Array, token_Q: Array) -> Array:
-    """x_n = sum over k of y[row_nk]."""
-    del token_Q
-    return jnp.sum(jnp.where(row_NK[..., None] >= 0, y_QD[jnp.maximum(row_NK, 0)], 0), 1)
-
-
-def _no_gradient(index: Array) -> np.ndarray:
-    return np.zeros(index.shape, jax.dtypes.float0)
-
-
-def _transposed(other):
-    def backward(indices, cotangent):
-        a, b = indices
-        return other(cotangent, b, a), _no_gradient(a), _no_gradient(b)
-
-    return backward
-
-
-spread.defvjp(lambda x, token, row: (spread(x, token, row), (token, row)), _transposed(lambda g, row, token: collect(g, row, token)))
-collect.defvjp(lambda y, row, token: (collect(y, row, token), (row, token)), _transposed(lambda g, token, row: spread(g, token, row)))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from dina.backbone import dispatch
 from dina.backbone.config import ExpertsConfig
+from dina.backbone.linear import weight
 from dina.backbone.norm import fan_in
 from dina.backbone.router import Router
 
@@ -58,11 +60,11 @@ class SparseFFN(nn.Module):
         if self.has_variable("params", "served"):
             weights = self.get_variable("params", "served")
         else:
-            weights = dispatch.Experts(
-                self.param("gate", into, (cfg.real, width, cfg.hidden)).astype(dtype),
-                self.param("up", into, (cfg.real, width, cfg.hidden)).astype(dtype),
-                self.param("down", fan_in(1, 2, batch=(0,), gain=self.gain), (cfg.real, cfg.hidden, width)).astype(dtype),
-            )
+            weights = jax.tree.map(lambda x: x.astype(dtype), dispatch.Experts(
+                weight(self, "gate", into, (cfg.real, width, cfg.hidden)),
+                weight(self, "up", into, (cfg.real, width, cfg.hidden)),
+                weight(self, "down", fan_in(1, 2, batch=(0,), gain=self.gain), (cfg.real, cfg.hidden, width)),
+            ))  # fmt: skip
         y_ND, overflow = dispatch.run(cfg, weights, u_ND.astype(dtype), routing.expert_NK, routing.weight_NK, self.axes)
         # Identity experts return the block's input under the same scaled weight (backbone.md §8.5).
         kept_N = jnp.sum(jnp.where(routing.expert_NK >= cfg.real, routing.weight_NK, 0.0), -1)

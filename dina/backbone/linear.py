@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from dina.sharding import Shard
 
 
 FEW_ROWS = 16  # decoded together: up to here reading weights is what a step takes
@@ -58,10 +61,34 @@ def turns(rows: int) -> bool:
     return 1 < rows <= FEW_ROWS
 
 
-def weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Array | Served:
-    """`module.param`, or what stands in for it."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Beside(Served):
+    """Weights [D, N] that multiply the same input, as one matrix: the first of them holds it, the others nothing."""
+
+    w_DM: Float[Array, "D M"] | Turned | None
+    ends: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+
+def beside(tree: dict[str, Array], names: tuple[str, ...], rows: int) -> dict[str, Array | Served]:
+    """A module's weights with those of `names` side by side, for `products` of `rows` rows."""
+    joint_DM = jnp.concatenate([tree[name] for name in names], -1)
+    ends = tuple(itertools.accumulate(tree[name].shape[-1] for name in names[:-1]))
+    first = Beside(turn(joint_DM) if turns(rows) else joint_DM, ends)
+    return tree | dict.fromkeys(names, Beside(None, ends)) | {names[0]: first}
+
+
+def weight(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Array | Served | Shard:
+    """`module.param`, or what stands in for it: a form for serving, or a part that the caller can do with."""
     found = module.get_variable("params", name) if module.has_variable("params", name) else None
-    return found if isinstance(found, Served) else module.param(name, init, shape)
+    return found if isinstance(found, (Served, Shard)) else module.param(name, init, shape)
+
+
+def products(x: Float[Array, "... D"], weights: Sequence[Array | Served], dtype: DTypeLike = "float32") -> list[Array]:
+    """x times each of the weights, in one product where they are `beside` each other."""
+    if isinstance(weights[0], Beside):
+        return jnp.split(product(x, weights[0].w_DM, dtype), weights[0].ends, axis=-1)
+    return [product(x, w, dtype) for w in weights]
 
 
 def product(x: Float[Array, "... D"], w: Float[Array, "D *out"] | Turned, dtype: DTypeLike = "float32", out: DTypeLike | None = None) -> Float[Array, "... *out"]:

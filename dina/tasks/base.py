@@ -55,9 +55,12 @@ class Task:
 
     Attributes:
         tables: paths of parameters [T, R, W] that stay sharded by rows and are read through `table_rows` only.
+        gather: 'whole' finds all parameters whole in `loss`; 'use' finds those that are split as `dina.sharding.Shard`s,
+            and gathers each where it is used.
     """
 
     tables: tuple[str, ...] = ()
+    gather: str = "whole"
 
     def __init__(self, config, stage):
         """Keeps the experiment's config and this stage's sub-config; builds modules, allocates nothing."""

@@ -37,6 +37,8 @@ CODE_HEADS = {"visual": ("visual_head", "visual_index"), "audio": ("audio_head",
 class Language(Task):
     """Trains (some of) `embed`, `backbone`, `lm_head`, `visual_head`, `audio_head`."""
 
+    gather = "use"
+
     def __init__(self, config, stage):
         super().__init__(config, stage)
         unknown = sorted(set(stage.loss_weights) - set(TERMS))

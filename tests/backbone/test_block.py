@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dina.backbone import balance, block
+from dina.backbone import balance, block, dispatch
 from dina.backbone.config import AttentionConfig, BackboneConfig, ExpertsConfig
 
 
@@ -83,7 +83,7 @@ def loss_and_gradient(cfg, params, x, position, segment, bias):
     return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
 
 
-@pytest.mark.parametrize("settings", [{"unroll": 2}, {"remat": "full"}, {"block": 0}, {"dispatch": "dense"}])
+@pytest.mark.parametrize("settings", [{"unroll": 2}, {"remat": "full"}, {"remat": "attention+experts"}, {"block": 0}, {"dispatch": "dense"}])
 def test_how_it_runs_does_not_change_what_it_computes(settings):
     other = loss_and_gradient(*small(**settings))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5), reference(), other)
@@ -103,3 +103,16 @@ def test_bfloat16_stays_close():
     half = run(dataclasses.replace(cfg, dtype="bfloat16"), params, x, position, segment, bias)
     assert half.h_BSD.dtype == jnp.float32 and half.stream_BSD.dtype == jnp.float32
     assert 1e-6 < float(jnp.abs(half.h_BSD - exact.h_BSD)[0, :10].mean()) < 0.05
+
+
+def test_a_layer_keeps_what_its_policy_names():
+    cfg, params, x, position, segment, bias = small(remat="full")
+    saved = {}
+    for remat in ("none", "full", "attention", "attention+experts"):
+        forward = lambda p: jnp.sum(block.Backbone(dataclasses.replace(cfg, remat=remat)).apply(p, x, position, segment, bias).h_BSD)
+        residuals = jax.eval_shape(lambda p: jax.vjp(forward, p)[1], params)
+        saved[remat] = sum(leaf.size for leaf in jax.tree.leaves(residuals))
+    one = x.size * cfg.layers
+    buffers = cfg.layers * cfg.experts.real * dispatch.capacity(cfg.experts, x.size // cfg.width) * cfg.width
+    assert saved["attention"] == saved["full"] + 2 * one  # two attentions a layer
+    assert saved["attention+experts"] == saved["attention"] + buffers < saved["none"]
