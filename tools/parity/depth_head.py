@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -35,7 +37,8 @@ class Head:
         name, projection = inner.split(".")[:2]
         table = (language.depth_head(name, projection), *language.depth_sizes(self.cfg, c["hidden_size"], self.sizes))
         self.params = load.variables(case, table)["params"][name]
-        self.tables = [jnp.asarray(case.weight(f"embedding_layers.{i}.weight")) for i in range(len(self.sizes))]
+        self.tables = [case.weight(f"embedding_layers.{i}.weight") for i in range(len(self.sizes))]
+        self._step = jax.jit(functools.partial(depth.step, self.module))  # the level is traced: one program for all
 
     def walk(self, hidden, ends: bool, pairs: guidance.Pairs | None = None, golden=None, close=None):
         """Greedy codes level after level through the cache, and the logits that they were chosen by.
@@ -48,12 +51,13 @@ class Head:
             pairs: guided rows.
             golden, close: codes of the case, and where they may differ.
         """
-        cache, row, codes, scores = depth.init_cache(self.module, len(hidden)), jnp.asarray(hidden), [], []
+        cache, row, codes, scores = depth.init_cache(self.module, len(hidden)), hidden, [], []
         for level, size in enumerate(self.sizes):
-            logits, cache = depth.step(self.module, self.params, level, row, cache)
-            logits = logits if pairs is None else guidance.combine(logits, pairs)
-            scores.append(np.asarray(logits))
-            codes.append(jnp.argmax(logits if ends else logits[:, :size], -1))
+            logits, cache = self._step(self.params, level, row, cache)
+            logits = np.asarray(logits)[:, : size + 1]
+            logits = logits if pairs is None else np.asarray(guidance.combine(jnp.asarray(logits), pairs))
+            scores.append(logits)
+            codes.append(np.argmax(logits if ends else logits[:, :size], -1))
             fed = codes[-1] if golden is None else np.where(close[:, level], golden[:, level], codes[-1])
             embedded = self.tables[level][fed]
             row = embedded if level == 0 else row + embedded
@@ -83,9 +87,10 @@ def _greedy(case: Case, head: Head, hidden, kind: str, ends: bool, error: float)
 
 def _teacher_forced(case: Case, head: Head, hidden) -> float:
     codes = case.input("teacher_codes")
-    embedded = jnp.stack([table[codes[:, i]] for i, table in enumerate(head.tables)], 1)
-    rows = depth.input_rows(jnp.asarray(hidden), embedded)
-    (out, _, _), state = head.module.apply({"params": head.params}, rows, capture_intermediates=True)
+    embedded = np.stack([table[codes[:, i]] for i, table in enumerate(head.tables)], 1)
+    rows = jax.jit(depth.input_rows)(hidden, embedded)
+    apply = functools.partial(head.module.apply, capture_intermediates=True)
+    (out, _, _), state = jax.jit(apply)({"params": head.params}, rows)
     seen = state["intermediates"]
     mine = lambda x_LMW: np.swapaxes(x_LMW, 0, 1)
     case.compare("proj_in", mine(product(seen["hidden_norm"]["__call__"][0], head.params["hidden_proj"])))
@@ -95,7 +100,7 @@ def _teacher_forced(case: Case, head: Head, hidden) -> float:
         if f"layer{i}_attn_out" in case:
             case.compare(f"layer{i}_attn_out", mine(layer["attention"][0]))
     case.compare("headnorm_out", mine(out))
-    logits = depth.teacher_forced(head.module, head.params, rows)
+    logits = jax.jit(functools.partial(depth.teacher_forced, head.module))(head.params, rows)
     return max(case.compare(f"tf_logits_level{i}", x) for i, x in enumerate(logits))
 
 

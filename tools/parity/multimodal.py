@@ -5,8 +5,9 @@ The case comes from the research class: the 'oe' n-gram variant, tables of codes
 
 from __future__ import annotations
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dina import embed as embed_lib
@@ -50,6 +51,8 @@ class Path:
         self.trunk, _ = trunk.read(case, c["lm"], "lm.")
         case.require_equal("lm.model.embed_tokens.weight", "oe_model.embed_tokens.weight")
         self.params = self._read(width)
+        self._embed = jax.jit(self.embed.apply)
+        self._text = jax.jit(ngram.NgramEmbedding(self.ngram, self.voc.text, self.voc.special_ids).apply)
 
     def _read(self, width: int) -> dict:
         c, voc, bridge = self.case.config, self.voc, "oe_model.visual_bridge_model"
@@ -67,14 +70,15 @@ class Path:
 
     def text(self, ids) -> np.ndarray:
         """The n-gram embedding of plain ids, specials as their raw row."""
-        module = ngram.NgramEmbedding(self.ngram, self.voc.text, self.voc.special_ids)
-        return np.asarray(module.apply({"params": self.params["ngram"]}, ids, jnp.ones_like(ids), self.params["table"][ids]))
+        word = np.asarray(self.params["table"])[ids]
+        return np.asarray(self._text({"params": self.params["ngram"]}, ids, np.ones_like(ids), word))
 
-    def all(self, ids, codes=None, transcript=None) -> jax.Array:
+    def all(self, ids, codes=None, transcript=None) -> np.ndarray:
         """The whole input embedding."""
         blank = np.full(ids.shape, -1, np.int32)
         codes = np.full((*ids.shape, self.voc.levels), -1, np.int32) if codes is None else codes
-        return self.embed.apply({"params": self.params}, ids, blank if transcript is None else transcript, codes, np.ones_like(ids))
+        transcript = blank if transcript is None else transcript
+        return np.asarray(self._embed({"params": self.params}, ids, transcript, codes, np.ones_like(ids)))
 
     def logits(self, x) -> np.ndarray:
         """Text logits behind the trunk."""
@@ -96,7 +100,7 @@ def run(case: Case) -> None:
     transcript = np.full(ids.shape, -1, np.int32)
     codes[ids == voc.img_pad, : vision.shape[1]] = vision
     codes[ids == voc.audio_pad, : audio.shape[1]] = audio
-    spoken = np.asarray(embed_lib.in_speech(voc, jnp.asarray(ids)))
+    spoken = np.asarray(jax.jit(functools.partial(embed_lib.in_speech, voc))(ids))
     transcript[spoken] = words
     x = path.all(ids, codes, transcript)
     case.compare("mm_embeds", x)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -42,14 +44,16 @@ class Tables:
         self.specials = tuple(c["multimodal_special_token_list"] + (c.get("text_special_tokens_list") or []))
         params = read_tables(case, self.cfg, self.vocab, c["hidden_size"], c["embP"], "oe_embedders.{table}", "oe_projs.{table}")
         self.params = {"params": params}
-        self.word = jnp.asarray(case.weight("word_embeddings.weight"))
+        self.word = np.asarray(case.weight("word_embeddings.weight"))
+
+        self._embed = jax.jit(ngram.NgramEmbedding(self.cfg, self.vocab, self.specials).apply)
+        self._rows = jax.jit(functools.partial(ngram.rows, self.cfg, self.vocab, self.specials))
 
     def embed(self, ids):
-        module = ngram.NgramEmbedding(self.cfg, self.vocab, self.specials)
-        return np.asarray(module.apply(self.params, jnp.asarray(ids), jnp.ones_like(ids), self.word[ids]))
+        return np.asarray(self._embed(self.params, ids, np.ones_like(ids), self.word[ids]))
 
     def rows(self, ids):
-        return [np.asarray(x) for x in ngram.rows(self.cfg, self.vocab, self.specials, ids, jnp.ones_like(ids))]
+        return [np.asarray(x) for x in self._rows(ids, np.ones_like(ids))]
 
 
 def run(case: Case) -> None:
@@ -65,7 +69,8 @@ def run(case: Case) -> None:
     case.compare("serving_embeds", production)
     # Where both variants agree the golden array is rounding noise, so its own max is no scale.
     case.compare("serving_vs_torch_rowpos_absmax", np.abs(production - research).max(-1), scale=float(np.abs(case.golden("embeds")).max()))
-    context, special = (np.asarray(x) for x in ngram.contexts(oe.cfg, oe.specials, ids, jnp.ones_like(ids)))
+    contexts = jax.jit(functools.partial(ngram.contexts, oe.cfg, oe.specials))
+    context, special = (np.asarray(x) for x in contexts(ids, np.ones_like(ids)))
     case.compare_ids("ids_special_zeroed", np.where(special, 0, ids))
     for d in range(1, oe.cfg.order):
         case.compare_ids(f"shift_{d}", context[..., d])
@@ -78,5 +83,5 @@ def run(case: Case) -> None:
     if "pv_input_ids_after" not in case:
         return
     width = case.golden("pv_input_ids_after").shape[1]
-    history = np.asarray(ngram.next_history(jnp.full((len(ids), width), ngram.ABSENT), jnp.asarray(ids), jnp.ones_like(ids)))
-    case.compare_ids("pv_input_ids_after", np.where(ngram.is_special(history, oe.specials) | (history < 0), 0, history))
+    history = np.asarray(jax.jit(ngram.next_history)(np.full((len(ids), width), ngram.ABSENT), ids, np.ones_like(ids)))
+    case.compare_ids("pv_input_ids_after", np.where(np.isin(history, oe.specials) | (history < 0), 0, history))

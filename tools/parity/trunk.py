@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +61,15 @@ def logits(weights, h_BSD) -> np.ndarray:
 
 def apply(cfg, weights, x, position, segment, **kwargs) -> block.BackboneOut:
     """The trunk on input embeddings."""
+    return _apply(cfg, False, weights, x, position, segment, kwargs)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(cfg, capture: bool, weights, x, position, segment, kwargs):
+    """(output, intermediates), compiled once for each shape."""
     p, bias = {"params": weights["params"]["backbone"]}, weights["stats"]["backbone"]["router_bias"]
-    return jax.jit(lambda p, x, k: block.Backbone(cfg).apply(p, x, position, segment, bias, **k))(p, x, kwargs)
+    out, state = block.Backbone(cfg).apply(p, x, position, segment, bias, **kwargs, capture_intermediates=capture, mutable=["intermediates"])
+    return out, state.get("intermediates", {})
 
 
 def _whole(case: Case, weights, table, ids) -> tuple[float, np.ndarray]:
@@ -69,9 +77,8 @@ def _whole(case: Case, weights, table, ids) -> tuple[float, np.ndarray]:
     taken to choose alike)."""
     cfg = settings(case.config)
     position = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    p, bias = {"params": weights["params"]["backbone"]}, weights["stats"]["backbone"]["router_bias"]
-    out, state = block.Backbone(cfg).apply(p, table[ids], position, np.ones_like(ids), bias, capture_intermediates=True)
-    seen = state["intermediates"]["layers"]
+    out, seen = _apply(cfg, True, weights, table[ids], position, np.ones_like(ids), {})
+    seen = seen["layers"]
     lost_BS = np.zeros(ids.shape, bool)
     for i in range(cfg.layers):
         lost_BS = _layer(case, seen, i, lost_BS)
@@ -119,12 +126,14 @@ class _Cached:
         out = apply(cfg, self.weights, self.table[ids], position, np.ones_like(ids), cache=cache, slot=jnp.int32(start))
         return out.cache, logits(self.weights, out.h_BSD)
 
-    def _start(self, ids, length):
+    def _start(self, ids):
+        # One length of cache, hence one compiled step, for both walks.
+        length = max(ids.shape[1] + 2, self.case.golden("greedy_ids").shape[1] if "greedy_ids" in self.case else 0)
         cache = block.init_cache(settings(self.case.config), len(ids), length)
         return self._feed(cache, ids[:, : self.case.config["split"]], 0)
 
     def incremental(self, ids):
-        cache, first = self._start(ids, ids.shape[1] + 2)
+        cache, first = self._start(ids)
         parts = [first]
         for t in range(self.case.config["split"], ids.shape[1]):
             cache, now = self._feed(cache, ids[:, t : t + 1], t)
@@ -133,7 +142,7 @@ class _Cached:
 
     def greedy(self, ids):
         split, length = self.case.config["split"], self.case.golden("greedy_ids").shape[1]
-        cache, scores = self._start(ids, length)
+        cache, scores = self._start(ids)
         out = ids[:, :split]
         while out.shape[1] < length:
             out = np.concatenate([out, np.argmax(scores[:, -1:], -1).astype(np.int32)], 1)
