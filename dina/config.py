@@ -47,10 +47,12 @@ def load(spec: str) -> ml_collections.ConfigDict:
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise InputError(f"--config: {path} has no get_config(arg)")
-    names = [part for part in arg.split(",") if part and "=" not in part]
+    own = getattr(module, "ARGUMENTS", ())  # keys that the file reads itself
+    parts = [part for part in arg.split(",") if part]
+    names = [part for part in parts if "=" not in part or part.split("=")[0] in own]
     config = module.get_config(",".join(names))
     config.unlock()
-    for assignment in (part for part in arg.split(",") if "=" in part):
+    for assignment in (part for part in parts if part not in names):
         override(config, *assignment.split("=", 1))
     config.lock()
     return config
