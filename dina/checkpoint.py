@@ -160,6 +160,8 @@ class Checkpoints:
             except Damaged as error:
                 print(f"dina: {self.folder.name}: checkpoint of step {name.step} ({name}) is damaged: {error}; an older one is taken",
                       flush=True)  # fmt: skip
+        if step is None and self.committed():
+            print(f"dina: {self.folder.name}: no good checkpoint is left; the stage begins anew", flush=True)
         return None
 
     def _accept(self) -> None:

@@ -7,9 +7,11 @@ Neither rename nor append nor locks are needed, so a bucket serves as well as a 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import threading
+from collections.abc import Iterator
 from typing import Protocol
 
 from dina.config import InputError
@@ -144,3 +146,14 @@ class Bucket:
 def open_store(place: pathlib.Path | str) -> Store:
     """The store at a local path, or at an address such as gs://bucket/prefix."""
     return Bucket(str(place)) if "://" in str(place) else Folder(pathlib.Path(place))
+
+
+@contextlib.contextmanager
+def storage_errors(place: str) -> Iterator[None]:
+    """Raises InputError for what only the owner of the storage can mend."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise
+        raise InputError(f"storage of {place}: {error}; what was last committed stands; mend it, and run the same again") from error

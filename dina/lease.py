@@ -64,7 +64,8 @@ class Lease:
             self._done.set()
             with self._turn:
                 if not self._lost:
-                    self.store.write(f"{self.token:08d}.beat", _RELEASED)
+                    with contextlib.suppress(OSError):  # then it is free once its heartbeat has stood still
+                        self.store.write(f"{self.token:08d}.beat", _RELEASED)
 
     def _keep(self) -> None:
         while not self._done.wait(self.seconds / BEATS):

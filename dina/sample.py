@@ -15,6 +15,7 @@ DIR/samples). Everything given is checked before the model is loaded.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -33,6 +34,7 @@ from dina.config import InputError
 from dina.data import packing
 from dina.decode import batching, guidance, media, prompts
 from dina.grammar import Document, Image, Speech, Text, rules
+from dina.interrupt import Stopper, abandonable
 from dina.train import settle
 
 SETTINGS = {"temperature": float, "top_k": int, "top_p": float, "repetition": float}
@@ -320,7 +322,11 @@ def options_of(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Command line."""
     options = options_of(argv)
-    config = configs.load(options.config)
+    with contextlib.closing(Stopper()), abandonable("sampling"):
+        return _run(configs.load(options.config), options)
+
+
+def _run(config, options) -> int:
     if not options.workdir.is_dir():
         raise InputError(f"--workdir: no folder {str(options.workdir)!r}; dina.train makes it")
     config.run.workdir = str(options.workdir)

@@ -27,6 +27,7 @@ from dina.audio import augment, features
 from dina.audio import tokenizer as audio_tokenizer
 from dina.config import InputError
 from dina.data import codes, digits, sources
+from dina.interrupt import Stopper, abandonable
 from dina.tasks.vision_batches import pack_rows
 from dina.vision import preprocess
 from dina.vision import tokenizer as vision_tokenizer
@@ -264,8 +265,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--kind", choices=KINDS, help="one kind only; default all")
     args = parser.parse_args(argv)
     config = configs.load(args.config)
-    prepare_data(config)
-    tokenize(config, args.workdir, [args.kind] if args.kind else KINDS)
+    with contextlib.closing(Stopper()), abandonable("codes"):  # finished shards are kept
+        prepare_data(config)
+        tokenize(config, args.workdir, [args.kind] if args.kind else KINDS)
     return configs.EXIT_DONE
 
 

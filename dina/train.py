@@ -27,7 +27,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from dina import checkpoint, config as configs, goodput, guard, lease as leases, metrics, optim, process, sharding, stages, step as steps
+from dina import checkpoint, config as configs, files, goodput, guard, lease as leases, metrics, optim, process, sharding, stages, step as steps
 from dina.config import EXIT_DONE, EXIT_RESTART, InputError
 from dina.data import packing
 from dina.interrupt import Interrupted, Stopper, abandonable
@@ -307,7 +307,7 @@ def run(config, workdir: pathlib.Path, profile=(-1, -1)) -> int:
     mesh = setup(config)
     stages.check(config, mesh)
     stopper = Stopper(options(config, "checkpoint", checkpoint.default_config()).grace)
-    with contextlib.closing(stopper), contextlib.suppress(Interrupted):
+    with contextlib.closing(stopper), files.storage_errors(str(workdir)), contextlib.suppress(Interrupted):
         for job in config.jobs:
             if job in config.stages:
                 train_stage(config, job, workdir, mesh, stopper, profile)

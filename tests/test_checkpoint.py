@@ -93,6 +93,7 @@ def test_several_damaged_steps_are_passed_over_and_none_good_is_none(three, tmp_
     assert capsys.readouterr().out.count("is damaged") == 2
     _flip(_files(folder / "checkpoints", 2)[0], 40)
     _check(folder, None)
+    assert "no good checkpoint is left; the stage begins anew" in capsys.readouterr().out
 
 
 def test_a_step_without_manifest_does_not_exist_and_goes_with_the_next_commit(three, tmp_path, capsys):

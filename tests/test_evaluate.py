@@ -88,7 +88,9 @@ def run(config, data, tmp_path, monkeypatch):
     return lambda: (evaluation.evaluate(config, tmp_path), tmp_path / "eval")
 
 
-def test_scores_follow_what_the_model_did_media_are_kept_and_runs_repeat(run):
+def test_scores_follow_what_the_model_did_media_are_kept_and_runs_repeat(run, monkeypatch):
+    fit, fitted = evaluation.Judges, []
+    monkeypatch.setattr(evaluation, "Judges", lambda *args: fitted[0] if fitted else fitted.append(fit(*args)) or fitted[0])
     scores, folder = run()
     assert scores["image_to_text_accuracy"]["value"] == scores["speech_to_text_accuracy"]["value"] == 1.0
     assert scores["image_to_text_caption_accuracy"]["value"] == scores["speech_to_text_words_accuracy"]["value"] == 1.0

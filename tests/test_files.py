@@ -1,6 +1,7 @@
 """Conditional writes in a folder and in a bucket."""
 
 import concurrent.futures
+import os
 import threading
 
 import pytest
@@ -48,3 +49,9 @@ def test_a_half_written_object_is_none(tmp_path):
 def test_an_address_without_driver_is_named():
     with pytest.raises(InputError, match="nowhere://x.*fsspec"):
         files.open_store("nowhere://x/y")
+
+
+def test_storage_that_fails_is_told_from_a_bug(tmp_path):
+    for number, raised in ((28, InputError), (5, InputError), (2, FileNotFoundError)):
+        with pytest.raises(raised, match="No|Input"), files.storage_errors(str(tmp_path)):
+            raise OSError(number, os.strerror(number))

@@ -26,7 +26,8 @@ BODIES = {
     "abandonable, in a library": ("with interrupt.abandonable('compiling'): hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)", 75, "", True),
     "a loop that saves in time": ("while not stopper.asked: time.sleep(0.01)\n        raise interrupt.Interrupted", 75, "saving", False),
     "a save that takes too long": ("hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)", 75, "not saved within 0.3 s", True),
-    "entering a phase when asked": ("while not stopper.asked: time.sleep(0.01)\n        with interrupt.abandonable('x'): time.sleep(60)", 75, "", False),
+    "entering a phase when asked": (
+        "while not stopper.asked: time.sleep(0.01)\n        with interrupt.abandonable('x'): time.sleep(60)", 75, "", False),
     "done in time": ("while not stopper.asked: time.sleep(0.01)", 0, "saving", False),
 }  # fmt: skip
 
