@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -122,8 +121,7 @@ class Generator:
     ):
         self.rows, self.prompt_step, self.reply_step = max(rows, 2), prompt_step, reply_step
         params, stats = jax.tree.map(jnp.asarray, (params, stats))  # host arrays would be copied at every call
-        serve = jax.jit(functools.partial(model_lib.serve, model, rows=self.rows))
-        self.model, self.params, self.stats = model, serve(params) if linear.rearranges() else params, stats
+        self.model, self.params, self.stats = model, _serve(model, params, self.rows) if linear.rearranges() else params, stats
         self.unconditional, self.order, self.chunk = unconditional, order, prefill_chunk
 
     def read(self, document: Document) -> generate.Prefix:
@@ -226,6 +224,9 @@ class Generator:
         closing = (voc.img_end, voc.audiogen_end) if request.stop == "span" else ()
         finished = bool(len(tokens)) and int(tokens[-1]) in (voc.eos, *closing)
         return Reply(tuple(spans), tokens, made["transcript"], made["codes"], finished)
+
+
+_serve = jax.jit(model_lib.serve, static_argnums=(0, 2))
 
 
 def check(request: Request) -> None:

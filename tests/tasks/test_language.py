@@ -26,12 +26,16 @@ def _batch():
 
 
 @functools.cache
-def _out(normalise="joint", rows=slice(None)):
+def _loss(normalise):
     config, stage = tiny.experiment()
     config.model.losses.normalise = normalise
-    task, variables = Language(config, stage), tiny.variables()
-    batch = {name: array[rows] for name, array in _batch().items()}
-    return jax.jit(lambda v, b: task.loss(v["params"], v["stats"], b, jax.random.key(0), ()))(variables, batch)
+    task = Language(config, stage)
+    return jax.jit(lambda v, b: task.loss(v["params"], v["stats"], b, jax.random.key(0), ()))
+
+
+@functools.cache
+def _out(normalise="joint", rows=slice(None)):
+    return _loss(normalise)(tiny.variables(), {name: array[rows] for name, array in _batch().items()})
 
 
 def test_joint_terms_share_the_weight_of_all_positions():

@@ -6,7 +6,6 @@ import functools
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dina.backbone import ngram
