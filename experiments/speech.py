@@ -4,6 +4,7 @@ Run card
     make speech                                  packages, training, scores and page: runs/speech/report.html
     python -m dina.train --config=experiments/speech.py --workdir=DIR            the stages alone
     python -m dina.train --config=experiments/speech.py:smoke --workdir=DIR      each in a few steps
+    python -m dina.train --config=experiments/speech.py:vocoder --workdir=DIR    with A3, the HiFT vocoder against judges
     python -m dina.eval.speech_codec --config=experiments/speech.py --workdir=DIR       scores of held-out clips
 Data: 13,000 recordings of 14 languages from Debian packages (dina/data/recordings.py), split by text, sound and picture; the
 pictures are those of experiments/stamps.py, in the same splits. Hardware: 2 CPU cores, about an hour of processor time.
@@ -76,6 +77,16 @@ def audio_stages() -> dict[str, ConfigDict]:
     return made
 
 
+def vocoder(c: ConfigDict) -> None:
+    """A small HiFT in the place of Griffin-Lim, trained by A3 on the recordings' own mels; before `smoke` if both are wanted."""
+    c.audio.vocoder = audio.hift_vocoder()
+    # Weights as released; crops of half a second and narrow judges, which cost as much as the vocoder.
+    losses = {"mel": 45.0, "f0": 1.0, "adversarial": 1.0, "features": 2.0, "discriminator": 1.0}
+    options = {"seconds": 0.5, "mel_windows": (512, 1024, 2048), "periods": (2, 5, 11), "resolutions": (1024,), "width": 8}
+    c.stages.A3 = stage("vocoder", 600, 8, 5e-4, ("vocoder", "wave_discriminator"), losses, options=options)
+    c.order, c.jobs = (*c.order, "A3"), (*c.jobs, "A3")
+
+
 def smoke(c: ConfigDict) -> None:
     """A few steps of everything on few records."""
     c.data = recordings.smoke_config()
@@ -87,6 +98,9 @@ def smoke(c: ConfigDict) -> None:
     c.audio.quantizer.sizes = (32, 16, 16)
     # Nearly all of its time is compilation, which follows the number of layers: one of each kind.
     c.audio.encoder.layers, c.audio.decoder.layers, c.audio.flow.prenet.layers, c.audio.flow.estimator.middle = 1, 1, 1, 1
+    if "A3" in c.stages:
+        c.audio.vocoder.update({"channels": 16, "f0_channels": 8, "kernels": (3,), "source_kernels": (3, 3, 3), "dilations": (1,)})
+        c.stages.A3.options.update({"mel_windows": (512,), "periods": (2,), "resolutions": (512,), "width": 2})
 
 
-VARIANTS = {"smoke": smoke}
+VARIANTS = {"vocoder": vocoder, "smoke": smoke}

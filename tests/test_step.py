@@ -1,6 +1,7 @@
 """The train step: mesh invariance, micro-batches, freezing, refusal of poison, averages."""
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -119,3 +120,21 @@ def test_a_language_model_in_parts_takes_the_same_steps(sizes, accumulate, setti
         assert state["opt"][1].mu[path].sharding == x.sharding, path
         if path.startswith("backbone/layers/ffn") or "/experts/" in path:
             assert x.addressable_shards[0].data.size * devices == x.size, path
+
+
+@pytest.mark.slow
+def test_no_large_gradient_is_all_reduced_and_parameters_travel_in_the_compute_type(monkeypatch):
+    monkeypatch.setattr(sharding, "MINIMUM", 1)
+    config, stage = tiny_language.experiment()
+    config.model.update_from_flattened_dict({"experts.dispatch": "all_to_all", "remat": "full", "dtype": "bfloat16"})
+    task, mesh = Language(config, stage), sharding.make_mesh({"data": 2, "expert": 4})
+    with jax.set_mesh(mesh):
+        state = steps.abstract_state(task, stage, mesh)
+        batch = sharding.put_batch(tiny_language.pack([[] for _ in range(8)]), mesh)
+        program = jax.jit(steps.make_train_step(task, stage, 0, mesh)).lower(state, batch, np.float32(0)).as_text()
+    types = lambda op: re.findall(rf"stablehlo\.{op}\"?\(.*?\) -> \(?tensor<([^>]*)>", program, re.DOTALL)
+    values = [np.prod([int(n) for n in kind.split("x")[:-1]]) for kind in types("all_reduce")]
+    # q_b's 12 rows divide by `data` alone: its part, 2 x 6 x 2 x 12, is summed over `expert`. Whole matrices have up to 3,072 values.
+    assert max(values) <= 288 and len(values) > 10
+    experts = {"1x24x16xbf16", "1x16x24xbf16"}  # one expert a device, gathered over `data`
+    assert experts <= set(types("all_gather")) and {"1x12x16xbf16", "1x16x12xbf16"} <= set(types("reduce_scatter"))

@@ -23,10 +23,11 @@ from jaxtyping import Int
 
 from dina.config import InputError
 
-# Fields beside `codes`; `record` is the number of the raw record in its split.
-FIELDS: dict[str, dict[str, type]] = {
-    "images": {name: int for name in ("h", "w", "digit", "source", "size", "top", "left", "aligned", "record")},
-    "speech": {"word": str, "voice": str, "digit": int, "noisy": int, "record": int},
+# Fields that a record may have beside `codes`, numbers or text: those of its data set, and of all records the same.
+# `record` is the number of the raw record in its split.
+FIELDS: dict[str, tuple[str, ...]] = {
+    "images": ("h", "w", "digit", "source", "size", "top", "left", "aligned", "caption", "record"),
+    "speech": ("word", "voice", "digit", "text", "language", "speaker", "picture", "noisy", "record"),
 }
 VERSION = "1.0.0"
 
@@ -56,19 +57,34 @@ class CodeTable:
 
 
 def table(kind: str, records: Iterable[Mapping[str, Any]]) -> CodeTable:
-    """A table of records: `codes` [N, L] and the kind's fields."""
+    """A table of records: `codes` [N, L] and those of the kind's fields that the first one has.
+
+    Raises:
+        InputError: no records, or one with other fields.
+    """
     records = list(records)
     if not records:
         raise InputError(f"{kind} codes: no records")
+    names = _names(kind, records)
     start = np.cumsum([0] + [len(record["codes"]) for record in records])
     flat = np.concatenate([record["codes"] for record in records]).astype(np.int32)
     fields = {}
-    for name, kind_of in FIELDS[kind].items():
+    for name in names:
         column = [record[name] for record in records]
-        fields[name] = np.array(column, np.int32) if kind_of is int else column
+        fields[name] = column if isinstance(column[0], str) else np.array(column, np.int32)
     for array in (flat, start, *(f for f in fields.values() if isinstance(f, np.ndarray))):
         array.setflags(write=False)
     return CodeTable(kind, flat, start, fields)
+
+
+def _names(kind: str, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Those of the kind's fields that records have. Raises InputError if not all have the same."""
+    names = tuple(name for name in FIELDS[kind] if records and name in records[0])
+    for record in records:
+        other = [name for name in FIELDS[kind] if (name in record) != (name in names)]
+        if other:
+            raise InputError(f"{kind} record {record.get('record', '?')}: field {other[0]!r} is not in all records; they must be of one data set")
+    return names
 
 
 def folder(workdir: pathlib.Path | str, kind: str) -> pathlib.Path:
@@ -105,21 +121,33 @@ def _to_bytes(kind: str, record: Mapping[str, Any]) -> bytes:
     if codes.ndim != 2 or codes.min(initial=0) < 0 or codes.max(initial=0) >= 2**16:
         raise InputError(f"{kind} record {record['record']}: codes of shape {codes.shape} do not fit 16 bits")
     feature["codes"].bytes_list.value.append(codes.astype("<u2").tobytes())
-    for name, kind_of in FIELDS[kind].items():
-        if kind_of is int:
-            feature[name].int64_list.value.append(int(record[name]))
-        else:
+    for name in FIELDS[kind]:
+        if isinstance(record.get(name), str):
             feature[name].bytes_list.value.append(record[name].encode())
+        elif name in record:
+            feature[name].int64_list.value.append(int(record[name]))
     return example.SerializeToString(deterministic=True)
 
 
 def _from_bytes(kind: str, data: bytes, levels: int) -> dict[str, Any]:
     feature = _message().FromString(data).features.feature
     record: dict[str, Any] = {"codes": np.frombuffer(feature["codes"].bytes_list.value[0], "<u2").reshape(-1, levels)}
-    for name, kind_of in FIELDS[kind].items():
-        value = feature[name]
-        record[name] = value.int64_list.value[0] if kind_of is int else value.bytes_list.value[0].decode()
+    for name in FIELDS[kind]:
+        if name in feature:
+            value = feature[name]
+            record[name] = value.int64_list.value[0] if value.int64_list.value else value.bytes_list.value[0].decode()
     return record
+
+
+def _first(files: Sequence[pathlib.Path], kind: str, levels: int) -> dict[str, Any]:
+    """The first record of some shards; one with nothing but a number if all are empty."""
+    for file in files:
+        reader = array_record_module.ArrayRecordReader(str(file))
+        data = reader.read([0]) if reader.num_records() else []
+        reader.close()
+        if data:
+            return _from_bytes(kind, data[0], levels)
+    return {"record": 0}
 
 
 def write_shard(
@@ -129,10 +157,11 @@ def write_shard(
 
     Args:
         path: of `shard_path`.
-        records: `codes` [N, L] of 0..65535 and the kind's fields.
+        records: `codes` [N, L] of 0..65535 and some of the kind's fields, all the same ones.
         identity: of the tokenizer and the raw data; a shard of another identity is made again.
         errors: one line per raw record that was left out.
     """
+    _names(kind, records)
     path.parent.mkdir(parents=True, exist_ok=True)
     _note(path).unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.part")
@@ -171,20 +200,21 @@ def finish(workdir: pathlib.Path | str, kind: str, levels: int, splits: Mapping[
     """
     import tensorflow_datasets as tfds
 
-    path, infos, report = folder(workdir, kind), [], {"counts": {}, "errors": []}
+    path, infos, report, made = folder(workdir, kind), [], {"counts": {}, "errors": []}, []
     for split, shards in splits.items():
         files = [shard_path(workdir, kind, split, shard, shards) for shard in range(shards)]
         for old in set(path.glob(f"{kind}-{split}.array_record-*")) - {*files, *map(_note, files)}:
             old.unlink()
-        notes = [json.loads(_note(file).read_text()) for file in files]
+        notes, made = [json.loads(_note(file).read_text()) for file in files], [*made, *files]
         template = tfds.core.ShardedFileTemplate(data_dir=path, dataset_name=kind, split=split,
                                                  filetype_suffix="array_record")
         infos.append(tfds.core.SplitInfo(name=split, shard_lengths=[n["records"] for n in notes],
                                          num_bytes=sum(n["bytes"] for n in notes), filename_template=template))
         report["counts"][split] = sum(n["records"] for n in notes)
         report["errors"] += [line for n in notes for line in n["errors"]]
-    features = {name: tfds.features.Scalar(np.int32) if kind_of is int else tfds.features.Text()
-                for name, kind_of in FIELDS[kind].items()}
+    first = _first(made, kind, levels)
+    features = {name: tfds.features.Text() if isinstance(first[name], str) else tfds.features.Scalar(np.int32)
+                for name in FIELDS[kind] if name in first}
     features["codes"] = tfds.features.Tensor(shape=(None, levels), dtype=np.uint16, encoding=tfds.features.Encoding.BYTES)
     tfds.folder_dataset.write_metadata(
         data_dir=str(path), features=tfds.features.FeaturesDict(features), split_infos=infos,

@@ -66,8 +66,8 @@ class Documents:
         self.images, self.speech = images, speech
         self._encode, self._ids = encode, {}
         self._user, self._end = self.text("", before=(vocabulary.user,)), self.text("", loss=True, after=(vocabulary.eos,))
-        self._kind_ends = _ends(options.mixture, KINDS, "options.mixture")
-        self._ask_ends = _ends(options.asks, _ASKS, "options.asks")
+        self._kind_ends = ends(options.mixture, KINDS, "options.mixture")
+        self._ask_ends = ends(options.asks, _ASKS, "options.asks")
         self._index_images()
         self._index_speech()
         self._texts = [np.array([*encode(text), vocabulary.eos], np.int32) for text in texts]
@@ -156,33 +156,33 @@ class Documents:
 
     def _word(self, rng) -> str:
         a_digit = rng.random() < self.options.digit_share
-        return _pick(self._digits if (a_digit and self._digits) or not self._others else self._others, rng)
+        return pick(self._digits if (a_digit and self._digits) or not self._others else self._others, rng)
 
     def _hear(self, word: str, rng) -> Speech:
         noisy = rng.random() < self.options.noisy_share
         pool = self._noisy if noisy and word in self._noisy else self._clean
-        return Speech(self.speech.codes(_pick(pool[word], rng)))
+        return Speech(self.speech.codes(pick(pool[word], rng)))
 
     def _say(self, word: str, rng) -> Speech:
-        codes, ids = self.speech.codes(_pick(self._clean[word], rng)), self.text(word).ids
+        codes, ids = self.speech.codes(pick(self._clean[word], rng)), self.text(word).ids
         return Speech(codes, ids, True, draw_delay(len(ids), len(codes), rng))
 
     # One function a kind.
 
     def _image_to_text(self, rng) -> Document:
-        record = _pick(self._shown, rng)
+        record = pick(self._shown, rng)
         about, variant = self._record(record), int(rng.integers(36))
         ask = _ASKS[bisect.bisect_right(self._ask_ends, rng.random())]
         if ask == "caption":
-            question, answer = _pick(phrases.ASK_CAPTION, rng), phrases.caption(**about, variant=0)
+            question, answer = pick(phrases.ASK_CAPTION, rng), phrases.caption(**about, variant=0)
         elif ask == "digit":
-            question, answer = _pick(phrases.ASK_DIGIT, rng), phrases.DIGIT_WORDS[about["digit"]]
+            question, answer = pick(phrases.ASK_DIGIT, rng), phrases.DIGIT_WORDS[about["digit"]]
         else:
-            question, answer = _pick(phrases.questions(**about, variant=variant)[1:], rng)
+            question, answer = pick(phrases.questions(**about, variant=variant)[1:], rng)
         return self._user, self._picture(record, False), self._ask(question), self._answer(answer)
 
     def _text_to_image(self, rng) -> Document:
-        record = _pick(self._painted, rng)
+        record = pick(self._painted, rng)
         words = phrases.caption(**self._record(record), variant=int(rng.integers(36)))
         ask = phrases.instruction("text_to_image", rng, caption=words)
         return (*self._unless_dropped(ask, rng), self._picture(record, True), self._end)
@@ -202,27 +202,27 @@ class Documents:
         return () if rng.random() < self.options.dropout else (self._prompted(ask),)
 
     def _image_to_speech(self, rng) -> Document:
-        record = _pick(self._shown, rng)
+        record = pick(self._shown, rng)
         ask = phrases.instruction("image_to_speech", rng)
         word = phrases.DIGIT_WORDS[self._image[record]["digit"]]
         return self._user, self._picture(record, False), self._ask(ask), self._say(word, rng), self._end
 
     def _speech_to_image(self, rng) -> Document:
-        record = _pick(self._painted, rng)
+        record = pick(self._painted, rng)
         about = self._record(record)
         word = phrases.DIGIT_WORDS[about.pop("digit")]
         ask = phrases.instruction("speech_to_image", rng, request=phrases.request(**about))
         return self._user, self._hear(word, rng), self._ask(ask), self._picture(record, True), self._end
 
     def _plain_text(self, rng) -> Document:
-        ids, longest = _pick(self._texts, rng), self.options.plain_tokens
+        ids, longest = pick(self._texts, rng), self.options.plain_tokens
         first = int(rng.integers(len(ids) - longest + 1)) if len(ids) > longest else 0
         return (Text(ids[first : first + longest], True),)
 
     def _conversation(self, rng) -> Document:
-        shown = _pick(self._shown, rng)
+        shown = pick(self._shown, rng)
         digit = self._image[shown]["digit"]
-        painted = _pick(self._painted_of[digit], rng)
+        painted = pick(self._painted_of[digit], rng)
         turns = phrases.conversation(**self._record(painted), rng=rng)
         if rng.random() < 0.5:
             del turns[1 + int(rng.integers(2))]
@@ -238,11 +238,12 @@ class Documents:
         return tuple(spans)
 
 
-def _pick(items, rng):
+def pick(items: Sequence, rng: np.random.Generator):
+    """One of some items, each as likely."""
     return items[int(rng.random() * len(items))]
 
 
-def _ends(weights, names: Sequence[str], key: str) -> list[float]:
+def ends(weights: ml_collections.ConfigDict, names: Sequence[str], key: str) -> list[float]:
     """Cumulated shares of `names`, by a config section name -> weight."""
     unknown = [name for name in weights if name not in names]
     if unknown:

@@ -26,6 +26,7 @@ from dina.audio.mel_decoder import make_decoder
 from dina.audio.tokenizer import CodeProjection, code_lengths, quantizer_config
 from dina.losses import nll
 from dina.quantize import rvq
+from dina.tasks import audio_semantic
 from dina.tasks.audio_batches import WORDS, AudioBatches, hide, open_table
 from dina.tasks.base import LossOut, Task, Variables, merge_options
 
@@ -34,8 +35,12 @@ POOLS = ((2, 1), (4, 1), (8, 1), (2, 2), (4, 4))  # (time, band) windows of the 
 
 
 def default_options() -> ConfigDict:
-    """`stage.options` of this task. continuous_steps: so many first steps bypass the codebooks."""
-    return ConfigDict({"continuous_steps": 0})
+    """`stage.options` of this task.
+
+    continuous_steps: so many first steps bypass the codebooks. distill: the feature that the first level is to predict, of
+    `audio_semantic.FEATURES`; it brings the part `audio_semantic` and the loss term `semantic`.
+    """
+    return ConfigDict({"continuous_steps": 0, "distill": "none"})
 
 
 class Reader(nn.Module):
@@ -56,7 +61,8 @@ class Reader(nn.Module):
 class AudioTokens(Task):
     """Trains `audio_encoder`, `audio_quantizer`, `audio_decoder` and `audio_reader`.
 
-    Loss terms: `coarse`, `refined` (L1 + L2 of the normalised mel), `multiscale`, `commit`, `word`.
+    Loss terms: `coarse`, `refined` (L1 + L2 of the normalised mel), `multiscale`, `commit`, `word`, and with a feature to
+    distil `semantic`.
     """
 
     def __init__(self, config, stage):
@@ -66,6 +72,8 @@ class AudioTokens(Task):
         self.encoder, self.decoder = make_encoder(self.audio), make_decoder(self.audio)
         self.projection = CodeProjection(self.audio.decoder.width)
         self.reader = Reader(self.audio.reader.width, len(WORDS))
+        wide = audio_semantic.width(self.options.distill)
+        self.semantic = audio_semantic.SemanticHead(wide) if wide else None
 
     def batches(self) -> AudioBatches:
         table = open_table(self.config, "train")
@@ -83,6 +91,8 @@ class AudioTokens(Task):
             "audio_decoder": self.decoder.init(keys[2], x_BUD, one)["params"],
             "audio_reader": self.reader.init(keys[3], q_BUZ, jnp.ones((1, 1), bool))["params"],
         }
+        if self.semantic:
+            params[audio_semantic.PART] = self.semantic.init(jax.random.fold_in(key, 5), q_BUZ)["params"]
         return {"params": params, "stats": {"audio_quantizer": rvq.init_stats(self.quantizer, keys[4])}}
 
     def encode(self, encoder_params, batch) -> tuple[Array, Array]:
@@ -132,10 +142,20 @@ class AudioTokens(Task):
         loss_B, right_B = nll(logits_BW, batch["word"])
         known_B = (batch["word"] >= 0).astype(jnp.float32)
         terms |= {"word": (jnp.sum(loss_B * known_B), jnp.sum(known_B)), "commit": out.commit}
+        if self.semantic:
+            terms["semantic"] = self.distilled(params[audio_semantic.PART], stats["audio_quantizer"], batch, z_BUZ, out.codes_NL, valid_BU)
         metrics |= {"word_accuracy": (jnp.sum(right_B * known_B), jnp.sum(known_B))}
         for level in sorted({0, self.quantizer.levels // 2, self.quantizer.levels - 1}):
             metrics[f"energy_left/{level}"] = (out.energy_L[0][level], out.energy_L[1][level])
         return LossOut(terms, metrics, {"audio_quantizer": updates})
+
+    def distilled(self, params, stats, batch, z_BUZ: Array, codes_NL: Array, valid_BU: Array) -> tuple[Array, Array]:
+        """The term `semantic`: straight through the first level's code, whatever dropout leaves of the others."""
+        first_BUZ = stats["codebook"][self.quantizer.book(0)][codes_NL[:, 0]].reshape(z_BUZ.shape)
+        first_BUZ = z_BUZ + jax.lax.stop_gradient(first_BUZ - z_BUZ)
+        mel_BTM = features.log_mel(batch["wave16"], batch["samples"], self.audio.features)
+        found_BUF = self.semantic.apply({"params": params}, first_BUZ)
+        return audio_semantic.distance(found_BUF, jax.lax.stop_gradient(audio_semantic.cepstra(mel_BTM, valid_BU)), valid_BU)
 
     def mel_terms(self, coarse: Array, refined: Array, clean_BN: Array, codes_B: Array) -> tuple[dict, dict]:
         """Loss terms and metrics of the two mels against the clean clip's."""

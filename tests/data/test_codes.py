@@ -27,7 +27,23 @@ def test_records_come_back(tmp_path):
     assert len(table) == 7 and table.flat.dtype == np.int32
     for i, record in enumerate(order):
         assert (table.codes(i) == record["codes"]).all()
-        assert {name: table.fields[name][i] for name in codes.FIELDS["speech"]} == {k: v for k, v in record.items() if k != "codes"}
+        assert {name: column[i] for name, column in table.fields.items()} == {k: v for k, v in record.items() if k != "codes"}
+
+
+def recorded(count):
+    """Of a data set whose fields are others."""
+    return [{"codes": np.full((i + 1, 3), i), "text": f"Él {i}", "language": "es", "speaker": "ana", "picture": "" if i else "dog", "noisy": 0,
+             "record": i} for i in range(count)]  # fmt: skip
+
+
+def test_fields_are_those_of_the_data_set(tmp_path):
+    written(tmp_path, recorded(4))
+    table, source = codes.load_codes(tmp_path, "speech", "train"), codes.open_codes(tmp_path, "speech", "train")
+    assert list(table.fields) == ["text", "language", "speaker", "picture", "noisy", "record"] and "word" not in source[0]
+    assert table.fields["text"] == ["Él 0", "Él 2", "Él 1", "Él 3"] and source[0]["picture"].decode() == table.fields["picture"][0] == "dog"
+    assert table.fields["record"].tolist() == [0, 2, 1, 3]
+    with pytest.raises(InputError, match="record 0: field 'word' is not in all records"):
+        codes.write_shard(codes.shard_path(tmp_path, "speech", "train", 0, 2), "speech", [*recorded(1), *speech(1)], "id")
 
 
 def test_tfds_reads_the_same(tmp_path):

@@ -1,11 +1,15 @@
 """Stage A3: each loss reaches its own side only, padding and order do not matter, crops lie inside clips, a few steps learn."""
 
+import pathlib
+
 import jax
 import numpy as np
 import optax
 import pytest
 
-from dina.audio import discriminator, hift
+from dina import config as configs
+from dina import stages
+from dina.audio import detokenizer, discriminator, hift
 from dina.audio.config import hift_vocoder
 from dina.config import InputError
 from dina.tasks.audio_batches import make_table
@@ -132,3 +136,13 @@ def test_another_vocoder_cannot_be_trained():
     task.config.audio.vocoder.name = "griffin_lim"
     with pytest.raises(InputError, match="trains audio.vocoder.name 'hift'"):
         VocoderTask(task.config, task.stage)
+
+
+@pytest.mark.parametrize("variants,steps", [("vocoder", 600), ("vocoder,smoke", 4)])
+def test_the_speech_experiment_has_a_variant_that_trains_all_of_it(variants, steps):
+    config = configs.load(f"{pathlib.Path(__file__).parents[2]}/experiments/speech.py:{variants}")
+    stage = config.stages.A3
+    assert config.jobs[-1] == config.order[-1] == "A3" and stage.steps == steps and set(stage.loss_weights) == set(WEIGHTS)
+    params = jax.eval_shape(stages.make_task(config, "A3").init, KEY)["params"]
+    assert set(params) == set(stage.train) == {hift.PART, discriminator.PART} and hift.PART in detokenizer.parts(config.audio)
+    assert "A3" not in configs.load(f"{pathlib.Path(__file__).parents[2]}/experiments/speech.py").stages

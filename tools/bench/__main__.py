@@ -1,8 +1,8 @@
 """Benchmarks: `python -m tools.bench NAME [--json FILE] [--rounds N] [--case I]`.
 
-NAME: lm_forward, rvq_encode, rvq_train_step, vocoder (times, lower is better), lm_decode, ngram, depth_head, import (rates, higher is
-better). Ours and the peer run in turn in one process tree; medians and their ratio are printed with the samples' spread and the
-machine's own floor. Times come with `memory`: peaks of both in bytes over what they hold between runs, and their ratio.
+NAME: lm_forward, rvq_encode, rvq_train_step, audio_encode, audio_decode, flow, vocoder (times, lower is better; of speech also
+`real_time_factor`, seconds of work a second of sound), lm_decode, ngram, depth_head, import (rates, higher is better). Ours and
+the peer run in turn in one process tree; medians and their ratio are printed with the samples' spread and the machine's own floor. Times come with `memory`: peaks of both in bytes over what they hold between runs, and their ratio.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Callable
 
 from dina.config import check_name, run_main
-from tools.bench import harness, importing, lm, rvq, small, vocoder
+from tools.bench import audio_chain, harness, importing, lm, rvq, small, vocoder
 
 # name -> (workloads, unit, what `ratio` divides, rounds)
 BENCHES: dict[str, tuple[list[Callable[[], harness.Workload]], str, str, int]] = {
@@ -22,10 +22,14 @@ BENCHES: dict[str, tuple[list[Callable[[], harness.Workload]], str, str, int]] =
     "lm_decode": ([lambda: lm.decode(1), lambda: lm.decode(8)], "tokens/s", "rate", 5),
     "ngram": ([small.ngram], "tokens/s", "rate", 15),
     "depth_head": ([small.depth_head], "positions/s", "rate", 9),
+    "audio_encode": ([audio_chain.encode], "s", "time", 5),
+    "audio_decode": ([audio_chain.decode], "s", "time", 5),
+    "flow": ([audio_chain.flow], "s", "time", 5),
     "vocoder": ([vocoder.vocoder], "s", "time", 7),
     "rvq_encode": ([functools.partial(rvq.encode, dim, peer) for dim in rvq.DIMS for peer in rvq.PEERS], "s", "time", 5),
     "rvq_train_step": ([functools.partial(rvq.train_step, dim, peer) for dim in rvq.DIMS for peer in rvq.PEERS], "s", "time", 5),
 }
+SPEECH = ("audio_encode", "audio_decode", "flow", "vocoder")  # their amount is seconds of sound
 
 
 def run(name: str, rounds: int | None = None, case: int | None = None) -> dict:
@@ -38,12 +42,13 @@ def run(name: str, rounds: int | None = None, case: int | None = None) -> dict:
     column = lambda key: [value(row, key) for row in found]
     single = lambda values: values[0] if len(values) == 1 else {row["case"]: v for row, v in zip(found, values, strict=True)}
     ours, peer = column("ours"), column("peer")
+    factor = {"real_time_factor": {who: single([row[who] / row["amount"] for row in found]) for who in ("ours", "peer")}} if name in SPEECH else {}
     memory = single([dict(zip(("ours", "peer", "ratio"), (*row["peak"], row["peak"][0] / row["peak"][1]))) if row["peak"] else None for row in found])
     return {
         "name": name, "ours": single(ours), "peer": single(peer), "ratio": single([a / b for a, b in zip(ours, peer, strict=True)]),
         "floor": single(column("floor")), "peer_version": found[0]["peer_version"], "unit": unit,
         "samples": {row["case"]: row["samples"] | {"peer_threads": row["peer_threads"]} for row in found}, "machine": harness.machine_name(),
-    } | ({"memory": memory} if kind == "time" else {})  # fmt: skip
+    } | ({"memory": memory} if kind == "time" else {}) | factor  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
