@@ -5,6 +5,7 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -39,17 +40,21 @@ def _experiment():
 
 @functools.cache
 def _parts(tokenizer):
-    """Fresh parameters of every part."""
+    """Variables of every part: fresh statistics, and parameters drawn on the host, for compiling the initialisers takes longer."""
     config, key = _experiment(), jax.random.key(0)
     vocabulary = grammar.from_config(config, tokenizer.encode)
     model = model_lib.build(config.model, vocabulary)
     inits = (RefinerTask(config, packs.stage("refiner")).init, FlowTask(config, toy.stage("flow")).init, functools.partial(model_lib.init, model))
-    params, stats = {}, {}
+    params, stats, rng = {}, {}, np.random.default_rng(0)
+
+    def draw(path, x):
+        spread = x.shape[-2] ** -0.5 if len(x.shape) > 1 else 0.1
+        return ((path[-1].key == "scale") + rng.normal(0, spread, x.shape)).astype(x.dtype)
+
     for init in inits:
-        made = jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(key)
-        params |= made["params"]
-        stats |= made["stats"]
-    return params, stats
+        params |= jax.tree_util.tree_map_with_path(draw, jax.eval_shape(init, key)["params"])
+        stats |= jax.jit(lambda key, init=init: init(key)["stats"])(key)
+    return jax.tree.map(jnp.asarray, (params, stats))
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,7 @@ def _truth():
 
 @pytest.mark.parametrize("sizes, accumulate, settings", [
     ({"data": 2, "expert": 4}, 1, {"experts.dispatch": "all_to_all", "remat": "attention"}),
-    ({"replica": 2, "data": 2, "expert": 2}, 2, {"ngram.lookup": "exchange", "remat": "full"}),
+    pytest.param({"replica": 2, "data": 2, "expert": 2}, 2, {"ngram.lookup": "exchange", "remat": "full"}, marks=pytest.mark.slow),
     pytest.param({"data": 8}, 1, {}, marks=pytest.mark.slow),
     pytest.param({"data": 4, "expert": 2}, 1, {"experts.dispatch": "ragged_all_to_all", "remat": "attention+experts"}, marks=pytest.mark.slow),
 ], ids=str)  # fmt: skip

@@ -91,7 +91,7 @@ def _run(lookup, sizes, accumulate=1, steps_run=6, poison=False, train=("embed",
 
 
 @pytest.mark.parametrize(
-    "sizes, accumulate", [({"data": 1}, 1), ({"data": 2, "model": 2}, 2), ({"replica": 2, "data": 2, "expert": 2}, 1)], ids=str
+    "sizes, accumulate", [({"data": 2, "model": 2}, 2), ({"replica": 2, "data": 2, "expert": 2}, 1)], ids=str
 )
 def test_a_step_by_exchange_is_the_step_by_gathering(sizes, accumulate):
     want, truth, _, _ = _run("gather", {"data": 1})
@@ -126,7 +126,7 @@ def test_a_frozen_table_is_read():
 
 
 def test_a_step_with_poison_leaves_table_moments_and_average():
-    _, state, values, before = _run("exchange", {"data": 1}, steps_run=3, poison=True)
+    _, state, values, before = _run("exchange", {"replica": 2, "data": 2, "expert": 2}, steps_run=3, poison=True)
     assert values["refused"] == 1.0
     for name in ("params", "opt", "ema", "stats"):
         jax.tree.map(np.testing.assert_array_equal, state[name], before[name])

@@ -83,7 +83,7 @@ def _greedy_codes(name, h, codes):
     return [int(np.argmax(np.asarray(x)[0, :n])) for x, n in zip(logits, last)]
 
 
-@pytest.mark.parametrize("rearranges, form", [(True, "layers_0"), (False, "layers")])
+@pytest.mark.parametrize("rearranges, form", [pytest.param(True, "layers_0", marks=pytest.mark.slow), (False, "layers")])
 def test_many_rows_say_the_same_as_few(rearranges, form, monkeypatch):
     few = generator()
     monkeypatch.setattr(linear, "rearranges", lambda: rearranges)
