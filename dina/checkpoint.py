@@ -406,18 +406,28 @@ def result(folder: pathlib.Path, parts: dict[str, list[str]] | None = None, like
         missing = [part for kind in parts or () for part in parts[kind] if part not in kept[kind]]
         if missing:
             raise InputError(f"stage {folder.name!r} has no part {missing}; it has {sorted(tree.get('params', {}))}")
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         some = {kind: found for kind, found in kept.items() if found}
         if not some:
             return kept
-        abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), some)
+        abstract = structs(some)
         if like is not None:
             wanted = {kind: {part: like[kind][part] for part in some[kind]} for kind in some}
             check_shapes(wanted, abstract, f"{folder}/")
             abstract = wanted
-        args = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract), partial_restore=True)
-        found = reader.restore(path, args=args)
+        found = read_part(reader, path, abstract)
         return kept | (jax.device_get(found) if like is None else found)
+
+
+def structs(metadata: Any) -> Any:
+    """Shapes and types of a saved tree, to be read on one device."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), metadata)
+
+
+def read_part(reader: ocp.Checkpointer, path: pathlib.Path, wanted: Any) -> Any:
+    """Those arrays of a saved tree that `wanted` has, placed as its ShapeDtypeStructs say."""
+    args = ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True)
+    return reader.restore(path, args=args)
 
 
 def check_shapes(wanted: Any, found: Any, where: str) -> None:

@@ -34,12 +34,11 @@ def load(folder: pathlib.Path, name: checkpoint.Name) -> tuple[dict[str, Any], d
         meta = saves.verify(name)
     except checkpoint.Damaged as error:
         raise InputError(f"{folder}: checkpoint of step {name.step} ({name}) is damaged: {error}") from None
-    path, device = saves.root / str(name), jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    path = saves.root / str(name)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(path).item_metadata.tree
-        wanted = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), {k: tree[k] for k in _PARTS if tree.get(k)})
-        args = ocp.args.PyTreeRestore(wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True)
-        state = jax.device_get(reader.restore(path, args=args))
+        wanted = checkpoint.structs({kind: tree[kind] for kind in _PARTS if tree.get(kind)})
+        state = jax.device_get(checkpoint.read_part(reader, path, wanted))
     return steps.result({"stats": {}} | state), meta
 
 

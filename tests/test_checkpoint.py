@@ -1,6 +1,7 @@
 """Steps and finished stages on disk: what is damaged is named and passed over, what a late process commits is ignored."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -49,15 +50,6 @@ def three(tmp_path_factory):
     return folder
 
 
-def _copy(folder, to):
-    for path in folder.rglob("*"):
-        if path.is_file():
-            target = to / path.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-    return to
-
-
 def _files(root, step):
     (name,) = [path for path in root.iterdir() if path.is_dir() and path.name.startswith(f"{step:08d}.")]
     return [root / f"{name.name}.json", *sorted(path for path in name.rglob("*") if path.is_file())]
@@ -69,7 +61,7 @@ def test_damage_to_any_file_is_named_and_the_newest_good_step_is_taken(three, tm
     assert count > 5
     for number in range(count):
         for kind in ("flip", "cut", "empty", "gone"):
-            folder = _copy(three, tmp_path / f"{number}.{kind}")
+            folder = shutil.copytree(three, tmp_path / f"{number}.{kind}")
             path = _files(folder / "checkpoints", 6)[number]
             if kind == "flip":
                 _flip(path)
@@ -86,7 +78,7 @@ def test_damage_to_any_file_is_named_and_the_newest_good_step_is_taken(three, tm
 
 
 def test_several_damaged_steps_are_passed_over_and_none_good_is_none(three, tmp_path, capsys):
-    folder = _copy(three, tmp_path / "s")
+    folder = shutil.copytree(three, tmp_path / "s")
     for step in (6, 4):
         _flip(_files(folder / "checkpoints", step)[3])
     _check(folder, 2)
@@ -97,7 +89,7 @@ def test_several_damaged_steps_are_passed_over_and_none_good_is_none(three, tmp_
 
 
 def test_a_step_without_manifest_does_not_exist_and_goes_with_the_next_commit(three, tmp_path, capsys):
-    folder = _copy(three, tmp_path / "s")
+    folder = shutil.copytree(three, tmp_path / "s")
     _files(folder / "checkpoints", 6)[0].unlink()
     held = lease.acquire(folder / "lease", 5.0)
     saves = checkpoint.Checkpoints(folder, "i", 9, lease=held)

@@ -1,5 +1,6 @@
 """The command that looks after checkpoints, on a stage that was trained twice with other seeds."""
 
+import shutil
 import types
 
 import jax
@@ -20,21 +21,12 @@ def folder(tmp_path_factory):
     return workdir / "one"
 
 
-def _copy(folder, to):
-    for path in folder.rglob("*"):
-        if path.is_file():
-            target = to / path.relative_to(folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-    return to
-
-
 def test_steps_are_listed_and_verified(folder, tmp_path, capsys):
     assert tool.main(["list", str(folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[:3]] == ["3", "6", "9"] and lines[3].startswith("result of 10 steps")
     assert tool.main(["verify", str(folder)]) == 0 and capsys.readouterr().out.count("what was written") == 4
-    damaged = _copy(folder, tmp_path / "one")
+    damaged = shutil.copytree(folder, tmp_path / "one")
     next(damaged.glob("checkpoints/00000006.*/_METADATA")).unlink()
     next(damaged.glob("checkpoints/00000003.*.json")).unlink()
     assert tool.main(["verify", str(damaged)]) == 1
@@ -54,7 +46,7 @@ def test_steps_are_compared(folder, capsys):
 
 
 def test_pruning_keeps_the_policy_and_a_used_folder_is_left_alone(folder, tmp_path, capsys):
-    used = _copy(folder, tmp_path / "one")
+    used = shutil.copytree(folder, tmp_path / "one")
     assert tool.main(["prune", str(used), "--keep=1", "--every=6"]) == 0
     assert capsys.readouterr().out.count("removed step 3 ") == 1
     assert [name.step for name in promote.names(used)] == [9, 6]
