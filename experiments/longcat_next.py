@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from dina import model, stages, tokenize
 from dina.audio import config as audio
-from dina.config import InputError, check_name
+from dina.config import check_name
 from dina.data import digits
 from dina.vision import config as vision
 

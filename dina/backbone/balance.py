@@ -5,7 +5,6 @@ Legend: L logical layers, E experts (real first, then identity). Source: referen
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 

@@ -19,7 +19,6 @@ Legend: B rows, S positions, D width, T tables, O order, H = O-1 earlier ids, C 
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn

@@ -1,6 +1,5 @@
 """Flow matching: the block mask, padding, the training pair and the solver on a known flow (golden cases: tests/tools/test_parity.py)."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

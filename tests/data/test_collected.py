@@ -1,6 +1,5 @@
 """Users' images in folders and tar shards: the same records and splits whatever the layout, read where they lie."""
 
-import json
 import pickle
 
 import ml_collections
