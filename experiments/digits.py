@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from dina import model, stages, tokenize
+from dina import checkpoint, guard, model, stages, tokenize
 from dina.audio import config as audio
 from dina.config import check_name
 from dina.data import digits
@@ -42,10 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.name, c.seed = "digits", 17
     c.order = VISION + AUDIO + LANGUAGE
     c.jobs = ("data", *VISION, *AUDIO, "codes", *LANGUAGE)
-    c.mesh = ConfigDict({"data": 1})
-    c.log = ConfigDict({"every": 10, "arrays_every": 100})
-    c.checkpoint = ConfigDict({"every": 150, "keep": 1, "compile_cache": "~/.cache/dina/xla", "cpu_effort": 1})
-    c.run = ConfigDict({"data_dir": "", "workdir": ""})  # where this process finds things
+    running(c)
     c.data, c.text, c.tokenize = digits.default_config(), text.default_config(), tokenize.default_config()
     c.data.images.train.unaligned = 0.1  # they are the second, barless rows of the report
     c.vision, c.audio, c.model = vision.default_config(), audio.default_config(), model.default_config()
@@ -70,6 +67,14 @@ def get_config(arg: str = "") -> ConfigDict:
         check_name(name, VARIANTS, "--config: variant")
         VARIANTS[name](c)
     return c
+
+
+def running(c: ConfigDict) -> None:
+    """The sections of `c` that say how it runs; no result depends on them."""
+    c.mesh = ConfigDict({"data": 1})
+    c.log = ConfigDict({"every": 10, "arrays_every": 100})
+    c.checkpoint, c.guard = checkpoint.default_config(), guard.default_config()
+    c.run = ConfigDict({"data_dir": "", "workdir": ""})  # where this process finds things
 
 
 def stage(task: str, steps: int, batch: int, rate: float, train, losses: dict, **fields) -> ConfigDict:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from dina import model, stages, tokenize
+from dina import checkpoint, guard, model, stages, tokenize
 from dina.audio import config as audio
 from dina.config import check_name
 from dina.data import digits
@@ -100,7 +100,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.name, c.seed, c.order = "longcat_next", 17, ORDER
     c.jobs = (chosen["stage"],) if chosen["stage"] else ORDER
     c.log = ConfigDict({"every": 10, "arrays_every": 1000})
-    c.checkpoint = ConfigDict({"every": 500, "keep": 2, "compile_cache": "~/.cache/dina/xla", "cpu_effort": 1})
+    c.checkpoint, c.guard = checkpoint.default_config(), guard.default_config()
+    c.checkpoint.update({"every": 500, "keep": 2})
     c.run = ConfigDict({"data_dir": "", "workdir": ""})
     c.data, c.tokenize = digits.default_config(), tokenize.default_config()
     c.text = ConfigDict({"algorithm": "released", "vocab_size": 131072, "path": "", "sha256": "", "roles": (4, 5, 6), "row_multiple": 1024})

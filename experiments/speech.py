@@ -21,7 +21,7 @@ from dina.data import recordings
 from dina.tasks import audio_batches
 from dina.text import tokenizer as text
 from experiments import stamps
-from experiments.digits import stage
+from experiments.digits import running, stage
 
 ORDER = ("A1", "A2")
 CODED = ("audio_encoder", "audio_quantizer", "audio_decoder")
@@ -33,10 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.name, c.seed = "speech", 17
     c.order = ORDER
     c.jobs = ("data", *ORDER)
-    c.mesh = ConfigDict({"data": 1})
-    c.log = ConfigDict({"every": 10, "arrays_every": 100})
-    c.checkpoint = ConfigDict({"every": 150, "keep": 1, "compile_cache": "~/.cache/dina/xla", "cpu_effort": 1})
-    c.run = ConfigDict({"data_dir": "", "workdir": ""})
+    running(c)
     c.data, c.text, c.tokenize = recordings.default_config(), text.default_config(), tokenize.default_config()
     c.data.pictures = stamps.get_config().data
     c.audio = audio.default_config()

@@ -18,7 +18,7 @@ from dina.config import check_name
 from dina.data import stamps
 from dina.text import tokenizer as text
 from dina.vision import config as vision
-from experiments.digits import stage
+from experiments.digits import running, stage
 
 ORDER = ("V0", "V1", "V2", "V2w")
 # Rows of one part of 224 x 224 pixels: a step on whole pictures sees two for the time of eight parts.
@@ -31,10 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.name, c.seed = "stamps", 17
     c.order = ORDER
     c.jobs = ("data", *ORDER)
-    c.mesh = ConfigDict({"data": 1})
-    c.log = ConfigDict({"every": 10, "arrays_every": 100})
-    c.checkpoint = ConfigDict({"every": 150, "keep": 1, "compile_cache": "~/.cache/dina/xla", "cpu_effort": 1})
-    c.run = ConfigDict({"data_dir": "", "workdir": ""})
+    running(c)
     c.data, c.text, c.tokenize = stamps.default_config(), text.default_config(), tokenize.default_config()
     c.data.update({"side": 476, "fit": "area", "native_pixels": 448 * 448})
     c.vision = vision.default_config()
