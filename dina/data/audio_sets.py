@@ -24,7 +24,7 @@ import ml_collections
 import numpy as np
 
 from dina.config import InputError, check_name
-from dina.data import audio_files, cache, clips, collected, folders, prepared, silence, voices, webdataset
+from dina.data import audio_files, cache, clips, collected, folders, prepared, silence, text_models, voices, webdataset
 from dina.data.collected import Place, Problem
 
 SPLITS_BY = ("name", "text", "speaker", "folder")
@@ -125,6 +125,11 @@ class AudioSet:
         """The clips of a split; raises InputError if they are not prepared, or the split is unknown or empty."""
         del kind
         return clips.Clips(cache.require(self.cache_path(config, data_dir), "sources"), split, skip)
+
+    def open_tokenizer(self, config: ml_collections.ConfigDict, specials=(), data_dir: pathlib.Path | str | None = None) -> text_models.Tokenizer:
+        """The text tokenizer of the training transcripts, made at the first call; see `text_models.of_transcripts`."""
+        heard = self.open_records(config, "speech", "train", data_dir)
+        return text_models.of_transcripts(config, self.cache_path(config, data_dir), heard.notes, specials)
 
     def _build(self, config: ml_collections.ConfigDict, work: pathlib.Path) -> None:
         options, root = config.data, collected.root_of(self.name, config)

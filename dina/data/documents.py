@@ -1,8 +1,8 @@
 """The mixture: document number n of a stage, from code shards and the written grammar.
 
 A document is a short conversation of one of eight kinds (phrases.KINDS). Which kind, which records, which wording,
-which delay: everything is drawn from a generator of (seed, stream, n) alone, so any document can be made at any time
-by anybody. Only training records come in, and no picture that is held out is ever a target.
+which delay: everything is a function of (seed, stream, n) alone, so any document can be made at any time by anybody; kinds
+come in exactly the shares that the mixture gives them. Only training records come in, and no picture that is held out is ever a target.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 import ml_collections
 import numpy as np
 
-from dina.config import InputError
+from dina.config import InputError, check_name
 from dina.data import phrases
 from dina.data.codes import CodeTable
-from dina.grammar import Document, Image, Speech, Text, Vocabulary, draw_delay
+from dina.data.draws import Draws
+from dina.grammar import Document, Image, Speech, Text, Vocabulary, cost, draw_delay
 
 KINDS = phrases.KINDS
 _ASKS = ("digit", "caption", "other")
@@ -26,14 +27,15 @@ _ASKS = ("digit", "caption", "other")
 def default_options() -> ml_collections.ConfigDict:
     """Fields of a language stage's `options` that say what its documents are.
 
-    `mixture`: weight of each kind. `asks`: weights of what is asked about an image (its digit, a caption, anything
+    `mixture`: weight of each kind, as a share of the documents or of their positions (`mixture_of`). `asks`: weights of what is asked about an image (its digit, a caption, anything
     else). `dropout`: share of text→image and text→speech documents without prompt, which guidance needs.
     `digit_share`: share of words that are digits where any word will do. `noisy_share`: of heard speech.
-    `plain_tokens`: longest piece of plain text.
+    `plain_tokens`: longest piece of plain text. Of recordings alone: `voice_share` of text→speech is asked for in the voice of
+    another clip, which the system turn plays; `segments_share` of it is two recordings, each a spoken segment of its own.
     """
     return ml_collections.ConfigDict({
-        "mixture": dict.fromkeys(KINDS, 1.0), "asks": {"digit": 0.6, "caption": 0.2, "other": 0.2},
-        "dropout": 0.1, "digit_share": 0.6, "noisy_share": 0.5, "plain_tokens": 48,
+        "mixture": dict.fromkeys(KINDS, 1.0), "mixture_of": "documents", "asks": {"digit": 0.6, "caption": 0.2, "other": 0.2},
+        "dropout": 0.1, "digit_share": 0.6, "noisy_share": 0.5, "plain_tokens": 48, "voice_share": 0.0, "segments_share": 0.0,
     })
 
 
@@ -62,17 +64,18 @@ class Documents:
     def __init__(self, options: ml_collections.ConfigDict, seed: Sequence[int], vocabulary: Vocabulary,
                  encode: Callable[[str], Sequence[int]], images: CodeTable | None, speech: CodeTable | None,
                  texts: Sequence[str] = ()):
-        self.options, self.seed, self.v = options, [int(s) for s in seed], vocabulary
+        self.options, self.v = options, vocabulary
         self.images, self.speech = images, speech
         self._encode, self._ids = encode, {}
         self._user, self._end = self.text("", before=(vocabulary.user,)), self.text("", loss=True, after=(vocabulary.eos,))
-        self._kind_ends = ends(options.mixture, KINDS, "options.mixture")
+        self._draws = Draws(seed)
         self._ask_ends = ends(options.asks, _ASKS, "options.asks")
         self._index_images()
         self._index_speech()
         self._texts = [np.array([*encode(text), vocabulary.eos], np.int32) for text in texts]
         self._makers = [getattr(self, f"_{kind}") for kind in KINDS]
         self._check()
+        self._kind_ends = kind_ends(self, options, vocabulary)
 
     def _index_images(self) -> None:
         self._shown = self._painted = np.zeros(0, np.int64)
@@ -122,9 +125,11 @@ class Documents:
 
     def __call__(self, number: int) -> Sample:
         """Document `number` >= 0."""
-        rng = np.random.default_rng([*self.seed, number])
-        kind = bisect.bisect_right(self._kind_ends, rng.random())
-        return Sample(kind, self._makers[kind](rng))
+        return self.of_kind(kind_of(self._kind_ends, self._draws, number), number)
+
+    def of_kind(self, kind: int, number: int) -> Sample:
+        """Document `number` if it were of this kind."""
+        return Sample(kind, self._makers[kind](self._draws.at(number)))
 
     # Parts of documents.
 
@@ -236,6 +241,26 @@ class Documents:
                 reply = self._say(turn["text"], rng) if turn["reply"] == "speech" else self._picture(painted, True)
                 spans += [reply, self._end]
         return tuple(spans)
+
+
+def kind_ends(made, options: ml_collections.ConfigDict, vocabulary: Vocabulary, looked_at: int = 64) -> list[float]:
+    """Cumulated shares of the kinds among documents, by `options.mixture` and `options.mixture_of`.
+
+    Args:
+        made: has `of_kind`; where the mixture is one of positions, the first `looked_at` documents of a kind tell its mean length.
+    """
+    check_name(options.mixture_of, ("documents", "positions"), "options.mixture_of")
+    if options.mixture_of == "documents":
+        return ends(options.mixture, KINDS, "options.mixture")
+    ends(options.mixture, KINDS, "options.mixture")  # raises for what is no mixture
+    length = lambda kind: np.mean([cost(made.of_kind(kind, n).document, vocabulary).positions for n in range(looked_at)])
+    weights = {name: options.mixture[name] / length(kind) for kind, name in enumerate(KINDS) if options.mixture.get(name, 0) > 0}
+    return ends(ml_collections.ConfigDict(weights), KINDS, "options.mixture")
+
+
+def kind_of(kind_ends: Sequence[float], draws: Draws, number: int) -> int:
+    """The kind of document `number`: of any first N documents each kind has its share of N, within a few documents."""
+    return min(bisect.bisect_right(kind_ends, draws.even(number)), len(kind_ends) - 1)
 
 
 def pick(items: Sequence, rng: np.random.Generator):

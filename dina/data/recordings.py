@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 
 from dina.config import InputError
-from dina.data import audio_files, cache, clips, packages, pictures, prepared, splits, stamps, voices
+from dina.data import audio_files, cache, clips, packages, pictures, prepared, splits, stamps, text_models, voices
 
 KINDS = ("speech", "images")
 PACKAGES = ("av", "soundfile", "soxr", "numpy", "array-record")
@@ -111,6 +111,12 @@ def open_records(config: ml_collections.ConfigDict, kind: str, split: str, data_
     if seen is None:
         raise InputError("data kind 'images': config key data.pictures is empty, so these recordings have no pictures")
     return stamps.open_records(seen, kind, split, data_dir, skip)
+
+
+def open_tokenizer(config: ml_collections.ConfigDict, specials=(), data_dir: pathlib.Path | str | None = None) -> text_models.Tokenizer:
+    """The text tokenizer of the training transcripts, made at the first call; raises as `open_records`. See `text_models.of_transcripts`."""
+    heard = open_records(config, "speech", "train", data_dir)
+    return text_models.of_transcripts(config, cache_path(config, data_dir), heard.notes, specials)
 
 
 def triples(config: ml_collections.ConfigDict, split: str, data_dir: pathlib.Path | str | None = None) -> list[tuple[int, int]]:

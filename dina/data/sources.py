@@ -35,7 +35,8 @@ class DataSet(typing.Protocol):
     """What a data set is, be it a module or an object; `sources` is the way to it for all others.
 
     `cache_path` is the folder of `prepare`, made or not, and its name tells the content; `prepare` does nothing if it is
-    there; `open_records` raises InputError if it is not, or there is no such split.
+    there; `open_records` raises InputError if it is not, or there is no such split. One whose records hold text also has
+    `open_tokenizer(config, specials, data_dir)`, for language stages.
     """
 
     KINDS: tuple[str, ...]
@@ -72,6 +73,19 @@ def prepare(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | No
 def cache_path(config: ml_collections.ConfigDict, data_dir: pathlib.Path | str | None = None) -> pathlib.Path:
     """The folder of `prepare`, made or not; its name tells the content."""
     return data_set(config).cache_path(config, data_dir)
+
+
+def open_tokenizer(config: ml_collections.ConfigDict, specials=(), data_dir: pathlib.Path | str | None = None):
+    """The text tokenizer that goes with the experiment's data set; `specials` as for `TextTokenizer`.
+
+    Raises:
+        InputError: the records are not prepared, or the data set has no text to learn words from.
+    """
+    found = data_set(config)
+    if not hasattr(found, "open_tokenizer"):
+        able = ", ".join(name for name, one in SETS.items() if hasattr(one, "open_tokenizer"))
+        raise InputError(f"config key data.name: {config.data.name!r} has no text tokenizer, which language stages need; those with one: {able}")
+    return found.open_tokenizer(config, specials, data_dir)
 
 
 class Source:

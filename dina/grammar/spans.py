@@ -156,7 +156,7 @@ def _write_text(span: Text, vocabulary: Vocabulary, out, at: int) -> int:
 def _checked(codes: np.ndarray, sizes: tuple[int, ...], what: str) -> np.ndarray:
     if codes.ndim != 2 or codes.shape[1] != len(sizes) or not len(codes):
         raise InputError(f"{what} codes of shape {codes.shape}: must be [at least 1, {len(sizes)}]")
-    if codes.min() < 0 or (codes.max(0) >= sizes).any():
+    if (codes.astype(np.uint64) >= np.array(sizes, np.uint64)).any():  # below 0 is far above as an unsigned number
         raise InputError(f"{what} codes reach {codes.max(0).tolist()}: levels have {list(sizes)} codes, from 0")
     return codes
 
@@ -191,6 +191,9 @@ def _write_speech(span: Speech, vocabulary: Vocabulary, out, at: int) -> int:
         return _write_input(codes, v.audio_start, v.audio_pad, v.audio_end, out, at)
     tokens, first = out["tokens"], at + 1
     tokens[at] = v.audiogen_start
+    # A prompt opens the first segment of a reply; that another one follows is for the model to say.
+    if at and tokens[at - 1] == v.audiogen_end:
+        out["text_weight"][at] = 1
     if span.transcript is not None:
         letters, (low, high) = len(span.transcript), delay_limits(len(span.transcript), len(codes))
         if not low <= span.delay <= high:

@@ -136,3 +136,26 @@ def test_missing_data_is_named():
         documents.Documents(options, (0,), v, mixture.Speller(), mixture.images(), mixture.speech(), [])
     options.update(only("plain_text"))
     assert documents.Documents(options, (0,), v, mixture.Speller(), None, None, ["a b c"])(0).document
+
+
+def test_kinds_have_exactly_the_shares_of_the_mixture():
+    options = documents.default_options()
+    shares = np.array([5, 1, 1, 0.5, 0, 2, 0.25, 0.25]) / 10
+    options.mixture = dict(zip(documents.KINDS, shares.tolist(), strict=True))
+    made = mixture.documents(options)
+    counts = np.bincount([made(n).kind for n in range(2000)], minlength=len(documents.KINDS))
+    assert np.abs(counts - 2000 * shares).max() < 6
+
+
+def test_shares_may_be_of_positions():
+    options = documents.default_options()
+    options.mixture = {name: float(name in ("text_to_image", "plain_text")) for name in documents.KINDS}
+    options.mixture_of = "positions"
+    made, positions = mixture.documents(options), dict.fromkeys(documents.KINDS, 0)
+    for n in range(1500):
+        sample = made(n)
+        positions[documents.KINDS[sample.kind]] += grammar.cost(sample.document, made.v).positions
+    assert 0.47 < positions["text_to_image"] / sum(positions.values()) < 0.53
+    options.mixture_of = "tokens"
+    with pytest.raises(InputError, match="options.mixture_of.*documents, positions"):
+        mixture.documents(options)

@@ -42,6 +42,13 @@ def test_packs_keep_every_budget_and_every_document(seed):
     assert misfits == [d for d in range(40) if (costs[d] > budget).any()]
 
 
+def test_documents_that_need_different_budgets_share_rows():
+    pictures, texts = np.tile([4, 4, 0, 0], (16, 1)), np.tile([4, 0, 0, 0], (16, 1))
+    rows, _ = packing.pack(np.concatenate([pictures, texts]), (8, 4, 9, 9))
+    assert len(rows) == 16 and all(sorted(d // 16 for d in row) == [0, 1] for row in rows)
+    assert packing.pack(np.zeros((3, 4), int), (1, 1, 1, 1))[0] == [[0, 1, 2]] and packing.pack(np.full((2, 4), 9), (1, 1, 1, 1)) == ([], [0, 1])
+
+
 def test_every_document_once_and_unchanged_by_packing():
     p, step = packed(), -1
     seen = collections.Counter()

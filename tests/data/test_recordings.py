@@ -8,8 +8,11 @@ import ml_collections
 import numpy as np
 import pytest
 
+from dina import grammar, stages
 from dina.config import InputError
-from dina.data import clips, packages, recordings, sources, stamps, voices
+from dina.data import clips, codes, documents, packages, packing, recordings, sources, stamps, voices
+from dina.text import tokenizer as text
+from tests.data import mixture
 from tests.data.sounds import encode, tone
 
 LANGUAGES = {"fr": "Une bête {}.", "ru": "Зверь {}.", "en": None}
@@ -183,3 +186,53 @@ def test_bad_options_are_named_and_leave_nothing(tree, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="dina.data.recordings.prepare"):
         sources.open_source(options(), "speech", "test", tmp_path)
+
+
+def language(made, workdir, **changes):
+    """(experiment with a language stage, its stage), and codes of all training records in `workdir`."""
+    config, data_dir = made[0].copy_and_resolve_references(), made[1]
+    config.update({"seed": 3, "run": {"data_dir": str(data_dir)}, "text": text.default_config().to_dict() | {"vocab_size": 330},
+                   "audio": {"quantizer": {"sizes": mixture.LEVELS["audio"]}},
+                   "vision": {"quantizer": {"sizes": mixture.LEVELS["visual"]}, "patch": 14, "merge": 2, "max_pixels": 16 * 28 * 28}})
+    stage = stages.default_stage()
+    stage.task, stage.batch = "language", 4
+    stage.options = ml_collections.ConfigDict({"pack": {"window": 64}, "voice_share": 0.5, "segments_share": 0.5} | changes)
+    config.stages = ml_collections.ConfigDict({"pretrain": stage})
+    notes = recordings.open_records(config, "speech", "train", data_dir).notes
+    heard = [{name: note[name] for name in codes.FIELDS["speech"] if name in note} | {
+        "noisy": noisy, "record": i, "codes": mixture._numbered(2 * i + noisy, 3 + i % 20, mixture.LEVELS["audio"])}
+        for i, note in enumerate(notes) for noisy in (0, 1)]  # fmt: skip
+    seen = [{"h": 2, "w": 2, "source": source, "caption": caption, "record": i, "codes": mixture._numbered(i, 4, mixture.LEVELS["visual"])}
+            for i, (source, (split, caption)) in enumerate(STAMPS.items()) if split == "train"]
+    for kind, records in (("speech", heard), ("images", seen)):
+        codes.write_shard(codes.shard_path(workdir, kind, "train", 0, 1), kind, records, "one")
+        codes.finish(workdir, kind, len(mixture.LEVELS["audio" if kind == "speech" else "visual"]), {"train": 1})
+    return config, stage
+
+
+def test_a_language_stage_reads_text_speech_and_triples(made, tmp_path):
+    config, stage = language(made, tmp_path)
+    batches, again = (packing.open_batches(config, stage, tmp_path) for _ in range(2))
+    batch, (vocabulary, tokenizer) = batches.batch(3), packing.open_vocabulary(config)
+    assert all((batch[name] == again.batch(3)[name]).all() for name in batch)
+    assert set(batch["kind"].ravel()) - {-1} == set(range(len(documents.KINDS))) and batches.vocabulary == vocabulary
+    said = {note["text"] for _, note in records(made).values()}
+    row = {name: batch[name][0][batch["segment"][0] == 1] for name in ("tokens", "transcript", "codes", "text_weight")}
+    assert grammar.decode(row, vocabulary)
+    for sample in (batches.documents(n) for n in range(60)):
+        for span in sample.document:
+            if isinstance(span, grammar.Speech) and span.target:
+                assert tokenizer.decode(span.transcript).strip() in said
+    folder, = made[1].glob("text-*")
+    stamp = (folder / "tokenizer.model").stat().st_mtime_ns
+    packing.open_vocabulary(config)
+    assert (folder / "tokenizer.model").stat().st_mtime_ns == stamp and tokenizer.specials == vocabulary.ids
+
+
+def test_a_language_stage_without_pictures_or_text_says_so(made, tmp_path):
+    config, stage = language(made, tmp_path)
+    config.data.name = "stamps"
+    with pytest.raises(InputError, match="documents of data set 'stamps' does not exist"):
+        packing.open_batches(config, stage, tmp_path)
+    with pytest.raises(InputError, match="data.name: 'stamps' has no text tokenizer.*recordings"):
+        sources.open_tokenizer(config)

@@ -98,3 +98,36 @@ def test_what_is_not_there_is_named():
 def test_sentences_for_a_tokenizer():
     found = utterances.sentences(["Hallo"], ["de", "en"])
     assert found[0] == "Hallo" and {"say it", "say in de:", "describe it in en"} < set(found) and len(found) == len(set(found))
+
+
+def test_a_voice_is_another_clip_of_the_speaker_and_no_loss_is_on_what_is_heard():
+    made, heard = make("text_to_speech", voice_share=0.5, dropout=0.2), []
+    for n in range(80):
+        document = made(n).document
+        voices = [span for span in document if isinstance(span, Speech) and not span.target]
+        heard.append(len(voices))
+        if voices:
+            assert made.spell(document[0].ids) == utterances.VOICE and document[0].ids[0] == made.v.system and document[1] is voices[0]
+            assert said(made, voices[0])[0] != said(made, document[-2])[0]
+    assert 0.1 < np.mean(heard) < 0.6 and max(heard) == 1
+    for kind, share in (("speech_to_text", 0), ("speech_to_image", 0), ("text_to_speech", 1)):
+        made = make(kind, voice_share=float(share), dropout=0.0)
+        for n in range(20):
+            arrays = grammar.encode(made(n).document, made.v)
+            pure = (arrays["tokens"] == made.v.audio_pad) & (arrays["transcript"] < 0)
+            assert not arrays["code_weight"][pure].any() and not arrays["text_weight"][pure].any()
+            assert pure.any() or share
+
+
+def test_segments_are_recordings_of_one_speaker_with_delays_of_their_own():
+    made, delays = make("text_to_speech", segments_share=0.7, dropout=0.0), set()
+    for n in range(80):
+        document = made(n).document
+        spoken = [span for span in document if isinstance(span, Speech)]
+        texts = [made.spell(span.transcript) for span in spoken]
+        assert made.spell(document[0].ids).endswith(" ".join(texts)) and len(set(texts)) == len(texts)
+        arrays = grammar.encode(document, made.v)
+        opened = np.flatnonzero(arrays["tokens"] == made.v.audiogen_start)
+        assert arrays["text_weight"][opened].tolist() == [0, 1][: len(spoken)]  # the first is opened by the prompt
+        delays |= {tuple(span.delay for span in spoken)} if len(spoken) == 2 else set()
+    assert len(delays) > 4
