@@ -205,6 +205,11 @@ class Checkpoints:
                 "identity": self.identity, "versions": manifest.versions()}  # fmt: skip
         self._pending = self._pool.submit(self._commit, name, body)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no save is under way."""
+        return self._pending is None or self._pending.done()
+
     def wait(self) -> None:
         """Waits for the pending save. Raises SaveFailed, or Fenced."""
         if self._pending is not None:
@@ -323,7 +328,9 @@ def finish(folder: pathlib.Path, variables: Any, record: dict) -> None:
     chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES), variables)
     with ocp.StandardCheckpointer() as writer:
         writer.save((folder / "result").absolute(), variables, save_args=chunks, force=True)
-    write_record(folder, record | {"versions": manifest.versions(), "result_files": manifest.digest(folder / "result"), "seal": ""})
+    if jax.process_index() == 0:
+        write_record(folder, record | {"versions": manifest.versions(), "result_files": manifest.digest(folder / "result"), "seal": ""})
+    _agree(0)  # it is there before any process goes on
 
 
 def write_record(folder: pathlib.Path, record: dict) -> None:

@@ -78,14 +78,14 @@ class Stopper:
         leave(f"{what} within {limit:g} s of the signal; abandoned, what was last committed stands")
 
 
-def leave(why: str) -> None:
-    """Ends this process at once with exit code 75, giving back what it holds."""
+def leave(why: str, code: int = EXIT_RESTART) -> None:
+    """Ends this process at once, with exit code 75 if no other is given, giving back what it holds."""
     print(f"dina: {why}", flush=True)
     for act in list(_last_acts):
         with contextlib.suppress(Exception):  # one that fails must not keep the process
             act()
     sys.stderr.flush()
-    os._exit(EXIT_RESTART)
+    os._exit(code)
 
 
 @contextlib.contextmanager

@@ -22,6 +22,18 @@ def front(valid_N: Bool[Array, "N"]) -> Int[Array, "N"]:
     return jnp.argsort(~valid_N, stable=True)
 
 
+def cut(arrays: Any, chunk: int) -> Any:
+    """Leading dimensions N become [chunks, positions of a chunk], filled up with zeros; fewer than `chunk` are one chunk."""
+
+    def one(x):
+        size = min(chunk, len(x))
+        chunks = -(-len(x) // size)
+        filled = jnp.pad(x, [(0, chunks * size - len(x))] + [(0, 0)] * (x.ndim - 1))
+        return filled.reshape(chunks, size, *x.shape[1:])
+
+    return jax.tree.map(one, arrays)
+
+
 def chunked_sums(
     fn: Callable[[Any, Any], Any], params: Any, arrays: Any, used: Int[Array, ""], chunk: int, remat: str = "full"
 ) -> Any:
@@ -39,15 +51,8 @@ def chunked_sums(
     Returns:
         The tree of sums.
     """
-    count = jax.tree.leaves(arrays)[0].shape[0]
-    chunk = min(chunk, count)
-    chunks = -(-count // chunk)
-
-    def cut(x):
-        filled = jnp.pad(x, [(0, chunks * chunk - count)] + [(0, 0)] * (x.ndim - 1))
-        return filled.reshape(chunks, chunk, *x.shape[1:])
-
-    pieces = jax.tree.map(cut, arrays)
+    pieces = cut(arrays, chunk)
+    chunks, chunk = jax.tree.leaves(pieces)[0].shape[:2]
     step = {"full": jax.checkpoint(fn), "none": fn}[remat]
     if chunks == 1:
         return step(params, jax.tree.map(lambda x: x[0], pieces))

@@ -14,6 +14,7 @@ E experts, G logical layers.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from dina.backbone.norm import fan_in
 from dina.config import InputError
 from dina.embed import Embed, code_rows, holds_codes, level_rows, text_ids
 from dina.grammar import Vocabulary, text_label
-from dina.heads import depth
+from dina.heads import depth, layerwise
 from dina.heads.linear_loss import PADDED_LOGIT
 
 INPUT_KINDS = ("text", "image", "audio")  # what a position holds, as experts are counted by it
@@ -257,11 +258,14 @@ def code_sums(
         "weight": jnp.where(used_N[order_N], flat(batch["code_weight"]), 0.0),
     }
 
-    def sums(params, piece):
-        rows_LCD = depth.input_rows(piece["h"], piece["embedded"])
-        return depth.losses(head, params, rows_LCD, piece["label"], piece["weight"])
-
-    how, own = model.losses, sharding.whole(params[name], head.cfg.dtype)  # once for all chunks: devices skip different ones
+    how, used = model.losses, jnp.sum(used_N)
     with jax.named_scope(f"{name}_loss"):
-        out = losses.chunked_sums(sums, own, arrays, jnp.sum(used_N), how["code_chunk"], how["remat"])
+        if sharding.split(params[name]):
+            out = layerwise.level_losses(head, params[name], losses.cut(arrays, how["code_chunk"]), used, how["remat"])
+        else:
+            out = losses.chunked_sums(functools.partial(_level_sums, head), params[name], arrays, used, how["code_chunk"], how["remat"])
     return out._replace(weight_L=jnp.sum(jnp.where(arrays["label"] >= 0, arrays["weight"][:, None], 0.0), 0))
+
+
+def _level_sums(head: depth.DepthHead, params: Any, piece: dict[str, Array]) -> depth.LevelLoss:
+    return depth.losses(head, params, depth.input_rows(piece["h"], piece["embedded"]), piece["label"], piece["weight"])

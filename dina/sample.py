@@ -3,13 +3,14 @@
 One prompt, a file of prompts, or a conversation:
   python -m dina.sample --config=FILE --workdir=DIR --prompt='paint a small seven at the top left' --size=2x3
   python -m dina.sample --config=FILE --workdir=DIR --prompt='which digit is it' --image=in.png
-  python -m dina.sample --config=FILE --workdir=DIR --prompt='say the word river' --reply=speech
+  python -m dina.sample --config=FILE --workdir=DIR --prompt='say the word river' --reply=speech [--voice=in.wav] [--delay=0]
+  python -m dina.sample --config=FILE --workdir=DIR --prompt='say the word river' --reply=speech --stream=>(aplay -t raw -f S16_LE -r 24000)
   python -m dina.sample --config=FILE --workdir=DIR --prompts=FILE.jsonl --out=DIR
   python -m dina.sample --config=FILE --workdir=DIR --interactive
-A line of FILE.jsonl is an object with `prompt` and any of `image`, `speech`, `reply`, `size`, `seed`, `guidance`. In a
-conversation, /image PATH, /speech PATH, /size HxW, /reply KIND and /seed N say what goes with the next prompt, /new
+A line of FILE.jsonl is an object with `prompt` and any of `image`, `speech`, `voice`, `reply`, `size`, `seed`, `guidance`. In a
+conversation, /image PATH, /speech PATH, /voice PATH, /size HxW, /reply KIND and /seed N say what goes with the next prompt, /new
 forgets the turns before, /quit ends. Text is printed, pictures and waves are written to --out (default
-DIR/samples). Everything given is checked before the model is loaded.
+DIR/samples). Everything given is checked before the model is loaded. --stream writes speech as raw samples while it is made.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from dina import config as configs
 from dina import model as model_lib
 from dina import stages
 from dina.config import InputError
-from dina.data import packing
-from dina.decode import batching, guidance, media, prompts
+from dina.audio.sound_stream import SoundStream
+from dina.data import audio_files, packing, utterances
+from dina.decode import batching, guidance, media, prompts, streaming
 from dina.grammar import Document, Image, Speech, Text, rules
 from dina.interrupt import Stopper, abandonable
 from dina.train import settle
@@ -50,6 +52,7 @@ class Ask:
     prompt: str = ""
     image: str = ""
     speech: str = ""
+    voice: str = ""
     reply: str = ""
     size: str = ""
     seed: int | None = None
@@ -64,6 +67,7 @@ class Checked:
     ids: list[int]
     pixels: np.ndarray | None
     wave: np.ndarray | None
+    voice: np.ndarray | None
     reply: str
     grid: tuple[int, int] | None
     seed: int
@@ -93,7 +97,8 @@ class Desk:
             given = {name: getattr(options, f"{head}_{name}") for name in SETTINGS}
             self.how[head] = sampling[head].to_dict() | {name: value for name, value in given.items() if value is not None}
         batching.check(self._request(prompts.build(self.vocabulary), options.seed, 0, options.guidance))
-        self._loaded: tuple[batching.Generator, media.Media] | None = None
+        self._loaded: tuple[streaming.Generator, media.Media] | None = None
+        self._sound: SoundStream | None = None
 
     def check(self, ask: Ask) -> Checked:
         """Reads files and ids. Raises InputError, naming the ask, for anything that cannot be answered."""
@@ -117,42 +122,66 @@ class Desk:
             if grid is not None and reply != "image":
                 raise InputError(f"size {ask.size} given for a {reply} reply")
             prompts.build(self.vocabulary, ids, reply=reply, grid=grid)
+            self._refuse_untrained(ask, reply)
             pixels = media.read_image(self.config, ask.image) if ask.image else None
-            wave = media.read_speech(self.config, ask.speech) if ask.speech else None
+            wave, voice = (media.read_speech(self.config, path) if path else None for path in (ask.speech, ask.voice))
         except InputError as error:
             raise InputError(f"{ask.where}: {error}") from None
         guidance = self.options.guidance if ask.guidance is None else ask.guidance
-        return Checked(ids, pixels, wave, reply, grid, seed, guidance)
+        return Checked(ids, pixels, wave, voice, reply, grid, seed, guidance)
+
+    def _refuse_untrained(self, ask: Ask, reply: str) -> None:
+        there = media.parts(self.config)
+        needed = {"vision_quantizer": bool(ask.image), "pixel_decoder": reply == "image", "refiner": reply == "image" and self.options.refine == "flow"}
+        for part, wanted in needed.items():
+            if wanted and part not in there:
+                raise InputError(f"this needs the trained part {part}, which no stage of the experiment trains")
 
     def answer(self, asks: Sequence[Checked], before: Document = ()) -> list[tuple[prompts.Prompt, batching.Reply]]:
         """Prompts and replies, in order; `before` are earlier turns."""
-        generate, tools = self._parts(len(asks))
+        generate, _ = self._parts(len(asks))
+        made = self._prompts(asks, before)
+        pairs = enumerate(zip(made, asks, strict=True))
+        requests = [self._request(prompt, ask.seed, number, ask.guidance) for number, (prompt, ask) in pairs]
+        return list(zip(made, generate(requests), strict=True))
+
+    def stream(self, ask: Checked) -> Iterator[streaming.Spoken]:
+        """A spoken reply while it is made, with the samples that `answer` would give."""
+        generate, tools = self._parts(1)
+        if self._sound is None:
+            self._sound = SoundStream(self.config.audio, tools.variables["params"], tools.variables["stats"], ask.seed)
+        (prompt,) = self._prompts([ask])
+        yield from streaming.speak(generate, self._request(prompt, ask.seed, 0, ask.guidance), self._sound)
+
+    def _prompts(self, asks: Sequence[Checked], before: Document = ()) -> list[prompts.Prompt]:
+        _, tools = self._parts(len(asks))
         images = iter(tools.see([ask.pixels for ask in asks if ask.pixels is not None]))
-        clips = iter(tools.hear([ask.wave for ask in asks if ask.wave is not None]))
+        clips, voices = (iter(tools.hear([wave for wave in waves if wave is not None]))
+                         for waves in ([ask.wave for ask in asks], [ask.voice for ask in asks]))
         made = []
         for ask in asks:
             shown = [next(images)] if ask.pixels is not None else []
             shown += [next(clips)] if ask.wave is not None else []
-            made.append(prompts.build(self.vocabulary, ask.ids, shown, ask.reply, ask.grid, before))
-        pairs = enumerate(zip(made, asks, strict=True))
-        requests = [self._request(prompt, ask.seed, number, ask.guidance) for number, (prompt, ask) in pairs]
-        return list(zip(made, generate(requests), strict=True))
+            voice = prompts.voice(self.tokenizer.encode(utterances.VOICE), next(voices), self.vocabulary) if ask.voice is not None else ()
+            made.append(prompts.build(self.vocabulary, ask.ids, shown, ask.reply, ask.grid, (*voice, *before)))
+        return made
 
     def _request(self, prompt: prompts.Prompt, seed: int, number: int, guidance: float) -> batching.Request:
         return batching.Request(
             prompt, seed, number, **self.how, image_guidance=guidance if prompt.reply == "image" else 1.0,
             speech_guidance=self.options.speech_guidance if prompt.reply == "speech" else 1.0,
             delay=rules.SERIAL if self.options.delay is None else self.options.delay, max_text=self.options.max_text,
-            max_frames=self.frames, stop="eos" if prompt.reply == "text" else "span",
+            max_frames=self.frames, segments=self.options.segments,
+            stop="eos" if prompt.reply == "text" or (prompt.reply == "speech" and self.options.segments > 1) else "span",
         )  # fmt: skip
 
-    def _parts(self, asks: int) -> tuple[batching.Generator, media.Media]:
+    def _parts(self, asks: int) -> tuple[streaming.Generator, media.Media]:
         if self._loaded is None:
             settle(self.config)
             params, stats = stages.load_parts(self.config, self.workdir, [*media.parts(self.config), *model_lib.PARTS])
             model = model_lib.build(self.config.model, self.vocabulary)
             many = asks > 1  # two compiled sizes; a guided request takes two rows
-            generate = batching.Generator(
+            generate = streaming.Generator(
                 model, {part: params[part] for part in model_lib.PARTS}, {"backbone": stats["backbone"]},
                 32 if many else 2, unconditional=self.options.unconditional,
             )  # fmt: skip
@@ -263,12 +292,12 @@ def converse(desk: Desk, lines: Iterator[str]) -> None:
         try:
             if line == "/new":
                 before, given = (), {}
-            elif command in ("/image", "/speech", "/size", "/reply"):
+            elif command in ("/image", "/speech", "/voice", "/size", "/reply"):
                 given[command[1:]] = value.strip()
             elif command == "/seed":
                 given["seed"] = _integer(value)
             elif command.startswith("/"):
-                raise InputError(f"unknown command {command!r}; known: /image /speech /size /reply /seed /new /quit")
+                raise InputError(f"unknown command {command!r}; known: /image /speech /voice /size /reply /seed /new /quit")
             elif line:
                 ask = desk.check(Ask(line, **given, where=f"turn {turn}"))
                 ((prompt, reply),) = desk.answer([ask], before)
@@ -300,6 +329,7 @@ def options_of(argv: Sequence[str]) -> argparse.Namespace:
     mode.add_argument("--interactive", action="store_true")
     add("--image", default="", help="an image file that the user shows")
     add("--speech", default="", help="a sound file that the user plays")
+    add("--voice", default="", help="a sound file of the voice in which to speak")
     add("--reply", default="", choices=("", *prompts.REPLIES), help="default: image with --size, else text")
     add("--size", default="", help="HxW in cells of 28 pixels of the image to paint")
     add("--seed", type=int, default=0)
@@ -307,6 +337,8 @@ def options_of(argv: Sequence[str]) -> argparse.Namespace:
     add("--speech_guidance", type=float, help="of speech; 1 is none; default config.eval.sampling.speech_guidance")
     add("--unconditional", default="suffix", choices=guidance.VARIANTS, help="the silent prompt of guidance")
     add("--delay", type=int, help="of speech behind its transcript; default: speak when the transcript is done")
+    add("--segments", type=int, default=1, help="most spoken segments of a reply")
+    add("--stream", type=pathlib.Path, metavar="FILE", help="raw 16-bit samples of a spoken reply go there while it is made")
     add("--max_text", type=int, default=64)
     add("--refine", choices=("flow", "none"), help="whether painted images pass the refiner; default config.eval.refine")
     add("--out", type=pathlib.Path, help="default WORKDIR/samples")
@@ -331,17 +363,37 @@ def _run(config, options) -> int:
         raise InputError(f"--workdir: no folder {str(options.workdir)!r}; dina.train makes it")
     config.run.workdir = str(options.workdir)
     desk = Desk(config, options.workdir, options)
-    if options.interactive:
+    if options.interactive and not options.stream:
         converse(desk, iter(sys.stdin))
         return 0
     if options.prompts:
         asks = read_asks(options.prompts)
     else:
-        asks = [Ask(options.prompt, options.image, options.speech, options.reply, options.size)]
+        asks = [Ask(options.prompt or "", options.image, options.speech, options.voice, options.reply, options.size)]
     checked = [desk.check(ask) for ask in asks]
+    if options.stream:
+        if not options.prompt or checked[0].reply != "speech":
+            raise InputError("--stream: plays one reply; give --prompt and --reply=speech")
+        return _play(desk, checked[0], options)
     for number, (ask, (_, reply)) in enumerate(zip(checked, desk.answer(checked), strict=True)):
         for line in desk.show(reply, ask.seed, f"sample-{number:03d}"):
             print(line if len(checked) == 1 else f"{number}: {line}", flush=True)
+    return 0
+
+
+def _play(desk: Desk, ask: Checked, options) -> int:
+    """Writes a spoken reply as it is made, then says what `show` would."""
+    text, waves = [], []
+    try:
+        with options.stream.open("wb", buffering=0) as out:
+            for part in desk.stream(ask):
+                out.write(audio_files.to_int16(part.wave_N).tobytes())
+                waves, text = [*waves, part.wave_N], [*text, *part.text]
+    except OSError as error:
+        raise InputError(f"--stream={options.stream}: cannot be written ({error})") from None
+    wave_N = np.concatenate(waves)
+    path = save_wave(options.out, "sample-000", wave_N, desk.config.audio.target.rate) if len(wave_N) else "[nothing]"
+    print(f"[speech] {desk.tokenizer.decode(text)} {path}".replace("  ", " "), flush=True)
     return 0
 
 

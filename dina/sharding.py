@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import PartitionSpec as P
 
 from dina.config import InputError
@@ -86,7 +87,7 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> jax.sharding.Mesh:
         A Mesh with all axes of `AXES`, all Explicit.
 
     Raises:
-        InputError: unknown axis, or sizes that do not multiply to the number of devices.
+        InputError: unknown axis, sizes that do not multiply to the number of devices, or a shape that does not lie on the slice.
     """
     unknown = sorted(set(sizes) - set(AXES))
     if unknown:
@@ -97,7 +98,22 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> jax.sharding.Mesh:
         shape[shape.index(-1)] = len(devices) // max(1, math.prod(size for size in shape if size > 0))
     if math.prod(shape) != len(devices):
         raise InputError(f"config.mesh {dict(sizes)} asks for {math.prod(shape)} devices, this job has {len(devices)}")
-    return jax.make_mesh(tuple(shape), AXES, devices=devices)
+    try:
+        return jax.make_mesh(tuple(shape), AXES, devices=devices)
+    except NotImplementedError:  # what jax says where an axis is no product of the slice's sides
+        return _cut(shape, devices)
+
+
+def _cut(shape: list[int], devices) -> jax.sharding.Mesh:
+    """A mesh of which some axes are cut out of a side of a TPU slice: neighbours stay neighbours, but the cut side is no ring."""
+    try:
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    except (NotImplementedError, ValueError):
+        axes = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True) if size > 1)
+        sides = ", ".join(str(len({device.coords[i] for device in devices})) for i in range(len(devices[0].coords)))
+        raise InputError(f"config.mesh {axes} does not lie on these devices: each axis must be a product of some of the slice's sides "
+                         f"{sides}, or a divisor of one") from None
+    return jax.sharding.Mesh(laid, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES))
 
 
 def psum(x, axes: tuple[str, ...]):
@@ -145,7 +161,7 @@ def check_spec(spec: P, shape: tuple[int, ...], mesh: jax.sharding.Mesh, path: s
     """Raises InputError if a placement uses a mesh axis twice, or its axes do not divide the dimension."""
     used: set[str] = set()
     for size, entry in zip(shape, spec, strict=False):
-        axes = _axes_of(entry)
+        axes = axes_of(entry)
         if used & set(axes):
             raise InputError(f"{path}: mesh axis {sorted(used & set(axes))[0]} would split two dimensions of {shape}")
         used |= set(axes)
@@ -153,7 +169,8 @@ def check_spec(spec: P, shape: tuple[int, ...], mesh: jax.sharding.Mesh, path: s
             raise InputError(f"{path}: dimension {size} of {shape} does not divide by mesh axes {', '.join(axes)}")
 
 
-def _axes_of(entry) -> tuple[str, ...]:
+def axes_of(entry) -> tuple[str, ...]:
+    """Mesh axes of one entry of a placement."""
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
 
@@ -196,7 +213,7 @@ def table(abstract: Any) -> str:
     lines = []
     for keys, x in jax.tree_util.tree_leaves_with_path(abstract):
         path = jax.tree_util.keystr(keys, simple=True, separator="/")
-        entries = ["+".join(_axes_of(entry)) or "-" for entry in x.sharding.spec]
+        entries = ["+".join(axes_of(entry)) or "-" for entry in x.sharding.spec]
         here = x.sharding.shard_shape(x.shape)
         lines.append(f"{path}  {x.dtype}{list(x.shape)}  {' '.join(entries) or 'everywhere'}  {list(here)}")
     return "\n".join(lines) + "\n"
@@ -220,7 +237,7 @@ def as_shards(flat: Mapping[str, jax.Array], placed: Mapping[str, P]) -> dict[st
 
 
 def _several(entry) -> tuple[str, ...]:
-    return tuple(axis for axis in _axes_of(entry) if jax.lax.axis_size(axis) > 1)
+    return tuple(axis for axis in axes_of(entry) if jax.lax.axis_size(axis) > 1)
 
 
 def is_shard(x: Any) -> bool:
@@ -274,7 +291,7 @@ def columns(fn: Callable[[jax.Array, jax.Array], jax.Array], table: Any, rows: j
 
 def sum_left(flat: Mapping[str, jax.Array], placed: Mapping[str, P], axes: tuple[str, ...]) -> dict[str, jax.Array]:
     """Sums gradients over the batch axes that their parameters are not split along: over the others `whole` has."""
-    left = lambda spec: tuple(axis for axis in axes if not any(axis in _axes_of(entry) for entry in spec))
+    left = lambda spec: tuple(axis for axis in axes if not any(axis in axes_of(entry) for entry in spec))
     return {path: psum(x, left(placed[path])) for path, x in flat.items()}
 
 

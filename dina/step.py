@@ -11,6 +11,7 @@ Tables that a task reads by rows only are never gathered (dina/tables.py).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,10 @@ from dina import optim, sharding, tables as row_tables
 from dina.tasks.base import LossOut, Task
 
 State = dict[str, Any]
+TOGETHER = 2**25  # values of a device's part up to which parameters of one shape share their update
+# Moves reductions of gradients out of the loop over micro-batches, which would add them up whole and not in parts. On our loops
+# of gathered layers it ends with an internal error (libtpu 0.0.52).
+PASSES_OFF = "while-loop-all-reduce-code-motion"
 
 
 def init_state(task: Task, stage, variables: Any) -> State:
@@ -67,6 +72,11 @@ def result(state: State) -> Any:
     return {"params": optim.unflatten(params), "stats": state["stats"]}
 
 
+def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, str]:
+    """What the compiler of the mesh's devices is told about a train step."""
+    return {"xla_disable_hlo_passes": PASSES_OFF} if mesh.devices.flat[0].platform == "tpu" else {}
+
+
 def make_train_step(task: Task, stage, seed: int, mesh: jax.sharding.Mesh) -> Callable:
     """Builds `step(state, batch, rate) -> (state, metrics)`, `rate` the float32 learning rate, ready for `jax.jit` with the state donated.
 
@@ -80,6 +90,8 @@ def make_train_step(task: Task, stage, seed: int, mesh: jax.sharding.Mesh) -> Ca
     coefficients = dict(stage.loss_weights)
     axes = tuple(a for a in sharding.BATCH_AXES if mesh.shape[a] > 1)
 
+    everywhere = tuple(a for a in sharding.AXES if mesh.shape[a] > 1)
+
     def sums(trainable, found, rest, batch):
         """Differentiable sums of the local micro-batch; everything else rides along."""
         parts = sharding.as_shards(rest["frozen"] | trainable, rest["specs"])
@@ -90,71 +102,82 @@ def make_train_step(task: Task, stage, seed: int, mesh: jax.sharding.Mesh) -> Ca
             raise KeyError(f"stage.loss_weights lacks {unknown}")
         return {name: total for name, (total, _) in out.terms.items()}, out
 
-    def weights_of(rest, trainable, found, batch):
+    def weights_of(trainable, rest, batch):
+        """Weights come from masks alone: nobody reads rows for them, and the compiler drops everything else."""
+        found = row_tables.blank(rest["tables"], task.table_rows(batch))
         return {name: weight for name, (_, weight) in sums(trainable, found, rest, batch)[1].terms.items()}
 
-    def one(trainable, found, rest, batch, weights):
-        """Gradients and sums of one micro-batch; `weights` are global, None when this is the whole batch."""
+    def one(trainable, rest, batch, weights):
+        """Gradients and sums of one micro-batch, and the rounds that reading rows took; `weights` are global, None when
+        this is the whole batch."""
+        found, asked = row_tables.read(rest["tables"], task.table_rows(batch), everywhere)
         _, vjp, out = jax.vjp(lambda t, f: sums(t, f, rest, batch), trainable, found, has_aux=True)
         if weights is None:
             weights = sharding.psum({name: weight for name, (_, weight) in out.terms.items()}, axes)
         scale = {name: coefficients[name] / jnp.maximum(weights[name], 1e-9) for name in out.terms}
         grads, of_rows = vjp({name: jnp.asarray(scale[name], total.dtype) for name, (total, _) in out.terms.items()})
-        return grads, of_rows, out
+        trained = {path: x for path, x in rest["tables"].items() if path in rest["trained"]}
+        return grads | row_tables.give_back(trained, of_rows, asked, everywhere), out, row_tables.rounds(asked)
 
-    def local(specs, stored, key, found, batch):
+    def local(specs, stored, key, batch):
         trainable, frozen, stats = stored
         stats = sharding.whole(jax.tree.map(sharding.as_shard, stats, specs[2]))
-        rest = {"frozen": frozen, "stats": stats, "key": key, "specs": specs[0] | specs[1]}
+        tables = {path: (trainable | frozen)[path] for path in task.tables}
+        rest = {"frozen": _without(frozen, tables), "stats": stats, "key": key, "specs": specs[0] | specs[1],
+                "tables": tables, "trained": tuple(path for path in tables if path in trainable)}
+        trainable = _without(trainable, tables)
         if stage.accumulate == 1:
-            grads, of_rows, out = one(trainable, found, rest, batch, None)
+            grads, out, rounds = one(trainable, rest, batch, None)
         else:
-            grads, of_rows, out = _accumulate(one, weights_of, trainable, found, rest, batch, stage.accumulate, axes)
+            grads, out, rounds = _accumulate(one, weights_of, trainable, rest, batch, stage.accumulate, axes)
         totals = sharding.psum({"terms": out.terms, "metrics": out.metrics}, axes)
-        return sharding.sum_left(grads, specs[0], axes), (totals, out.updates), of_rows
+        return sharding.sum_left(grads, specs[0], axes), (totals, out.updates, rounds)
 
     def step(state: State, batch: Any, rate: jax.Array) -> tuple[State, Any]:
         trainable, frozen = optim.split(state["params"], stage.train)
-        whole = {path: (trainable | frozen)[path] for path in task.tables}
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         loss_key, stats_key = jax.random.split(key)
-        others, still = _without(trainable, whole), _without(frozen, whole)
-        rows, found, rounds = row_tables.read(whole, task.table_rows, batch, mesh) if whole else ({}, {}, None)
-        stored = others, still, state["stats"]
-        specs, over_batch = sharding.specs(stored), sharding.batch_spec()
-        in_specs, out_specs = (specs, P(), over_batch, over_batch), (specs[0], P(), over_batch)
+        stored = trainable, frozen, state["stats"]
+        specs = sharding.specs(stored)
+        in_specs, out_specs = (specs, P(), sharding.batch_spec()), (specs[0], P())
         run = jax.shard_map(functools.partial(local, specs), mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-        grads, (totals, updates), of_rows = run(stored, loss_key, found, batch)
-        trained = {path: x for path, x in whole.items() if path in trainable}
-        if trained:
-            grads |= row_tables.give_back(trained, of_rows, rows, mesh)
+        grads, (totals, updates, rounds) = run(stored, loss_key, batch)
         means = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in totals["terms"].items()}
         loss = sum(coefficients[name] * mean for name, mean in means.items())
+        together = optim.alike(stage.optimizer, trainable, functools.partial(_place, trainable, mesh))
+        grads, own, opt = (optim.pack(together, tree) for tree in (grads, trainable, state["opt"]))
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        chosen = lambda fresh, old: jax.tree.map(lambda f, o: jnp.where(finite, f, o), fresh, old)
 
         with jax.named_scope("optimizer"):
-            changes, opt = tx.update(grads, state["opt"], trainable)
-        moved = {path: x + rate * changes[path] for path, x in trainable.items()}
-        new = {
-            "step": state["step"],
-            "params": optim.unflatten(frozen | moved),
-            "stats": _update_stats(task, stage, state, updates, stats_key),
-            "opt": opt,
-        }
-        if "ema" in state:
-            new["ema"] = optim.average(state["ema"], moved, stage.ema_decay, state["step"])
-        new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
+            changes, moments = tx.update(grads, opt, own)
+            moved = {path: x + rate * changes[path] for path, x in own.items()}
+            new = {"params": chosen(moved, own), "opt": chosen(moments, opt)}
+            if "ema" in state:
+                mean = optim.pack(together, state["ema"])
+                new["ema"] = chosen(optim.average(mean, moved, stage.ema_decay, state["step"]), mean)
+            new = optim.unpack(together, new)
+        new["params"] = optim.unflatten(frozen | new["params"])
+        new["stats"] = chosen(_update_stats(task, stage, state, updates, stats_key), state["stats"])
         new["step"] = state["step"] + 1
         metrics = {name: total / jnp.maximum(weight, 1e-9) for name, (total, weight) in totals["metrics"].items()}
         metrics |= {f"loss/{name}": mean for name, mean in means.items()}
         metrics |= {"loss": loss, "grad_norm": norm, "refused": 1.0 - finite.astype(jnp.float32)}
         metrics["learning_rate"] = rate
-        if whole:
+        if task.tables:
             metrics["tables/rounds"] = rounds.astype(jnp.float32)
         return new, metrics
 
     return step
+
+
+def _place(flat: dict[str, jax.Array], mesh: jax.sharding.Mesh, path: str) -> Any:
+    """What parameters must share to be moved together: where they live; nobody shares with a large one, which would be copied
+    for that, nor on other machines than TPUs, whose compilers are quick and whose copies are not."""
+    spec = jax.typeof(flat[path]).sharding.spec
+    part = flat[path].size / math.prod(mesh.shape[axis] for entry in spec for axis in sharding.axes_of(entry))
+    return spec if part <= TOGETHER and mesh.devices.flat[0].platform == "tpu" else path
 
 
 def _without(flat: dict[str, Any], names) -> dict[str, Any]:
@@ -167,20 +190,17 @@ def _update_stats(task: Task, stage, state: State, updates: Any, key: jax.Array)
     return {part: old if optim.matches(part, stage.freeze_stats) else new[part] for part, old in state["stats"].items()}
 
 
-def _accumulate(one, weights_of, trainable, found, rest, batch, count: int, axes) -> tuple[Any, Any, LossOut]:
-    """Sums gradients and totals over `count` micro-batches of the local examples; rows' gradients stand side by side."""
-    micro = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), (found, batch))
-    # Weights come from masks alone, so the compiler drops the rest of this first pass.
-    weights = jax.lax.map(lambda m: weights_of(rest, trainable, *m), micro)
+def _accumulate(one, weights_of, trainable, rest, batch, count: int, axes) -> tuple[Any, LossOut, jax.Array]:
+    """Sums gradients and totals over `count` micro-batches of the local examples; the most rounds of any."""
+    micro = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
+    weights = jax.lax.map(lambda m: weights_of(trainable, rest, m), micro)
     weights = sharding.psum(jax.tree.map(lambda w: w.sum(0), weights), axes)
 
     def body(carry, m):
-        found, b = m
-        grads, of_rows, out = one(trainable, found, rest, b, weights)
-        return jax.tree.map(jnp.add, carry, (grads, out)), of_rows
+        grads, out, rounds = one(trainable, rest, m, weights)
+        return jax.tree.map(jnp.add, carry, (grads, out)), rounds
 
-    first = jax.tree.map(lambda x: x[0], micro)
-    shapes = jax.eval_shape(lambda m: one(trainable, m[0], rest, m[1], weights), first)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[2]))
-    (grads, out), of_rows = jax.lax.scan(body, zeros, micro)
-    return grads, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), of_rows), out
+    shapes = jax.eval_shape(lambda m: one(trainable, rest, m, weights)[:2], jax.tree.map(lambda x: x[0], micro))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (grads, out), rounds = jax.lax.scan(body, zeros, micro)
+    return grads, out, jnp.max(rounds)

@@ -1,11 +1,11 @@
 """Tables too large to gather: sharded by rows over the whole mesh, read and trained by the rows that a batch needs.
 
 The hashed n-gram tables are 44 % of the language side (backbone.md §2). Gathering them on every device, as the rest of
-the parameters are, is out of the question, and so is a gradient of their size for every micro-batch. So a step
+the parameters are, is out of the question. So a micro-batch
   1. asks for rows (`read`): each device lists those that its examples read, each once, and an all-to-all brings them;
-  2. differentiates the loss by those rows, micro-batch after micro-batch, never by the table;
-  3. gives the gradients back along the same way, once (`give_back`): every device gets the gradient of its own rows, and
-     the optimizer goes on as with any sharded parameter.
+  2. differentiates the loss by those rows, never by the table;
+  3. gives the gradients back along the same way (`give_back`): every device gets the gradient of its own rows, micro-batches
+     add up there, and the optimizer goes on as with any sharded parameter.
 
 Buffers are bounded: C rows for each pair of devices and round. How many rounds a step takes depends on the busiest pair,
 is exact whatever it is, and is logged. It is more than one where frequent words meet: a hash is some word's id plus a
@@ -15,7 +15,7 @@ Counted for the released tables, 8,192 positions a device and words of Zipf freq
 would spread better; imports and exports would have to know it. A whole train step with it compiles for 8 and 256 v5e and 64 v5p chips
 (libtpu 0.0.52): four all-to-alls.
 
-All functions but `spec`, `check`, `read` and `give_back` run inside a `shard_map`.
+All functions but `spec`, `check` and `as_read` run inside a `shard_map`.
 
 Legend: n devices, T tables, R rows of each, K = R / n of them here, W width, N positions, Q requests = N * T of this
 device, C places of a pair of devices.
@@ -24,8 +24,7 @@ device, C places of a pair of devices.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,51 +75,42 @@ def as_read(found: dict[str, Array]) -> dict[str, Array]:
 
 
 @jax.named_scope("read_rows")
-def read(tables: dict[str, Array], rows_of: Callable, batch: Any, mesh: jax.sharding.Mesh) -> tuple[dict, dict, Array]:
-    """Rows that a global batch reads.
+def read(tables: dict[str, Array], rows: dict[str, Array], axes: tuple[str, ...]) -> tuple[dict[str, Array], dict[str, Requests]]:
+    """Rows that this device's examples read.
 
     Args:
-        tables: path -> table [T, R, W], placed as `spec`.
-        rows_of: `Task.table_rows`.
-        batch: placed over the batch axes.
-        mesh: of both.
+        tables: path -> this device's rows [T, K, W].
+        rows: path -> numbers of rows [B, ..., T], -1 = none; the same on devices along `SPARE_AXES`.
+        axes: mesh axes with more than one device.
 
     Returns:
-        ({path: rows' numbers [B, ..., T]}, {path: rows [B, ..., T, W]}, rounds of the busiest exchange); the former two
-        placed as the batch is.
+        ({path: rows [B, ..., T, W], zero where there is none}, {path: how they were asked for}).
     """
-    axes = _axes(mesh)
-
-    def local(tables, batch):
-        rows = rows_of(batch)
-        asked = {path: ask(table.shape, rows[path], axes) for path, table in tables.items()}
-        found = {path: lookup(table, rows[path].shape, asked[path], axes) for path, table in tables.items()}
-        return rows, found, jnp.max(jnp.stack([a.rounds for a in asked.values()]))
-
-    over_batch = P(sharding.BATCH_AXES)
-    out_specs = (over_batch, over_batch, P())
-    return jax.shard_map(local, mesh=mesh, in_specs=(spec(), over_batch), out_specs=out_specs, check_vma=False)(tables, batch)
+    asked = {path: ask(table.shape, rows[path], axes) for path, table in tables.items()}
+    return {path: lookup(table, rows[path].shape, asked[path], axes) for path, table in tables.items()}, asked
 
 
 @jax.named_scope("give_rows_back")
-def give_back(tables: dict[str, Array], grads: dict[str, Array], rows: dict[str, Array], mesh: jax.sharding.Mesh) -> dict[str, Array]:
-    """Gradients of tables, placed as they are.
+def give_back(tables: dict[str, Array], grads: dict[str, Array], asked: dict[str, Requests], axes: tuple[str, ...]) -> dict[str, Array]:
+    """Gradients of this device's rows.
 
     Args:
-        tables: path -> table [T, R, W], for its shape.
+        tables: path -> [T, K, W], for its shape.
         grads: by path; [B, ..., T, W], gradients of what `read` returned, each device's share of the global sum.
-        rows: by path; what `read` returned first.
-        mesh: of all.
+        asked: by path; what `read` returned.
+        axes: as there.
     """
-    axes, devices = _axes(mesh), mesh.size
-    shapes = {path: (x.shape[0], x.shape[1] // devices, x.shape[2]) for path, x in tables.items()}
+    return {path: _sum_at_owner(table.shape, grads[path], asked[path], axes) for path, table in tables.items()}
 
-    def local(grads, rows):
-        return {path: _sum_at_owner(shape, grads[path], rows[path], axes) for path, shape in shapes.items()}
 
-    over_batch = P(sharding.BATCH_AXES)
-    run = jax.shard_map(local, mesh=mesh, in_specs=(over_batch, over_batch), out_specs=spec(), check_vma=False)
-    return run(*({path: x[path] for path in tables} for x in (grads, rows)))
+def blank(tables: dict[str, Array], rows: dict[str, Array]) -> dict[str, Array]:
+    """What `read` returns where nothing is read."""
+    return {path: jnp.zeros((*rows[path].shape, table.shape[-1]), table.dtype) for path, table in tables.items()}
+
+
+def rounds(asked: dict[str, Requests]) -> Array:
+    """Of the busiest exchange; 0 without tables."""
+    return jnp.max(jnp.stack([jnp.int32(0), *(a.rounds.astype(jnp.int32) for a in asked.values())]))
 
 
 def places(requests: int, devices: int) -> int:
@@ -169,9 +159,8 @@ def lookup(table_TKW: Float[Array, "T K W"], shape: tuple[int, ...], asked: Requ
     return found_QW[: math.prod(shape)].reshape(*shape, -1)
 
 
-def _sum_at_owner(shape, grad_NTW, row_NT, axes) -> Float[Array, "T K W"]:
+def _sum_at_owner(shape, grad_NTW, asked: Requests, axes) -> Float[Array, "T K W"]:
     """The gradient of the rows here, in float32: what all devices send, which each has summed over its own requests."""
-    asked = ask(shape, row_NT, axes)
     grad_QW = _share(grad_NTW.reshape(-1, shape[2]).astype(jnp.float32), axes, 0)
     sum_QW = jax.ops.segment_sum(grad_QW, asked.of_Q, len(grad_QW))
 
@@ -183,10 +172,6 @@ def _sum_at_owner(shape, grad_NTW, row_NT, axes) -> Float[Array, "T K W"]:
 
     zeros_XW = jnp.zeros((shape[0] * shape[1], shape[2]))
     return jax.lax.fori_loop(0, asked.rounds, round_, zeros_XW).reshape(shape)
-
-
-def _axes(mesh: jax.sharding.Mesh) -> tuple[str, ...]:
-    return tuple(axis for axis in sharding.AXES if mesh.shape[axis] > 1)
 
 
 def _share(x_Q, axes, fill):

@@ -8,6 +8,9 @@ interrupted stage goes on from its last checkpoint with the batches it would hav
 A signal is obeyed in every phase (dina/interrupt.py), a folder is held by a lease (dina/lease.py), damaged checkpoints
 are reported and passed over (dina/checkpoint.py); docs/reliability.md says what may be relied on.
 
+On several hosts the same command runs on each, with --coordinator=auto, or --coordinator=HOST:PORT --processes=N
+--process=I (dina/hosts.py); all see the same workdir.
+
 Exit codes: 0 done, 75 interrupted and saved (run it again), 2 bad input, 1 bug.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import threading
@@ -27,7 +31,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from dina import checkpoint, config as configs, files, goodput, guard, lease as leases, metrics, optim, process, sharding, stages, step as steps
+from dina import checkpoint, config as configs, files, goodput, guard, hosts, lease as leases, metrics, optim, process, sharding, stages, step as steps, trace
 from dina.config import EXIT_DONE, EXIT_RESTART, InputError
 from dina.data import packing
 from dina.interrupt import Interrupted, Stopper, abandonable
@@ -48,12 +52,19 @@ def settle(config) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def setup(config) -> jax.sharding.Mesh:
-    """`settle`, and the mesh, of fake devices where it asks for more than a CPU is."""
+def setup(config, processes: int = 1) -> jax.sharding.Mesh:
+    """`settle`, and the mesh, of fake devices where it asks for more than the CPUs of so many processes are.
+
+    Raises:
+        InputError: the mesh does not go with the processes or their devices.
+    """
     wanted = int(np.prod([size for size in config.mesh.values()] or [1]))
     if jax.config.jax_platforms == "cpu" and wanted > 1:
-        jax.config.update("jax_num_cpu_devices", wanted)
+        if wanted % processes:
+            raise InputError(f"config.mesh {config.mesh.to_dict()}: {wanted} devices cannot be shared evenly by {processes} processes")
+        jax.config.update("jax_num_cpu_devices", wanted // processes)
     settle(config)
+    hosts.check()
     return sharding.make_mesh(config.mesh.to_dict())
 
 
@@ -69,19 +80,23 @@ def options(config, section: str, defaults: ml_collections.ConfigDict) -> ml_col
     return ml_collections.ConfigDict(defaults.to_dict() | given)
 
 
-def prefetched(batches, first: int, last: int, skipped: Sequence[int] = (), threads: int = 1):
-    """Batches of steps first..last-1, made by background threads (grain); those in `skipped` are left out."""
+def prefetched(batches, first: int, last: int, skipped: Sequence[int] = (), threads: int = 1, rows: np.ndarray | None = None):
+    """Batches of steps first..last-1, made by background threads (grain); those in `skipped` are left out.
+
+    Of each, `rows` only, where they are given.
+    """
     turn = threading.Lock()  # a plan of packs remembers what it has planned
 
     def make(step):
         with turn:
-            return batches.batch(guard.batch_of(int(step), skipped))
+            number = guard.batch_of(int(step), skipped)
+            return batches.batch(number) if rows is None else batches.part(number, rows)
 
     dataset = grain.MapDataset.range(first, last).map(make)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=3 if threads else 0)))
 
 
-def train_stage(config, name: str, workdir: pathlib.Path, mesh, stopper: Stopper, profile=(-1, -1)) -> None:
+def train_stage(config, name: str, workdir: pathlib.Path, mesh, stopper: Stopper, profile: trace.Window = trace.Window()) -> None:
     """Trains one stage to its end, or to an interruption; returns at once where it is finished and its result is whole.
 
     Args:
@@ -90,7 +105,7 @@ def train_stage(config, name: str, workdir: pathlib.Path, mesh, stopper: Stopper
         workdir: the experiment's folder.
         mesh: where to run.
         stopper: tells when to stop.
-        profile: (first, last) step of a profiler trace.
+        profile: steps to trace.
 
     Raises:
         Interrupted: stopped, state saved.
@@ -106,6 +121,10 @@ def train_stage(config, name: str, workdir: pathlib.Path, mesh, stopper: Stopper
 
 def _finished(config, folder, identity, redo=False) -> bool:
     """Whether a stage's result is there and whole; with `redo`, a damaged one is made again from the last checkpoint."""
+    return hosts.agreed(lambda: _whole(config, folder, identity, redo))
+
+
+def _whole(config, folder, identity, redo) -> bool:
     try:
         record = checkpoint.finished(folder, identity, config)
         if record is not None:
@@ -119,9 +138,11 @@ def _finished(config, folder, identity, redo=False) -> bool:
 
 def _train(config, name, folder, identity, mesh, stopper, profile, lease) -> None:
     stage, keep = config.stages[name], options(config, "checkpoint", checkpoint.default_config())
-    task, times = stages.make_task(config, name), goodput.Goodput(folder)
+    own = hosts.own_folder(folder)
+    task, times = stages.make_task(config, name), goodput.Goodput(own)
+    tracer = trace.Tracer(profile, folder / "profile" if hosts.first() else None)
     saves = checkpoint.Checkpoints(folder, identity, keep.keep, keep.keep_every, keep.keep_best, lease)
-    watch = guard.Guard(folder, options(config, "guard", guard.default_config()))
+    watch = guard.Guard(own, options(config, "guard", guard.default_config()))
     begun, skipped, state = time.monotonic(), set(), None
     with jax.set_mesh(mesh), contextlib.closing(saves):
         while state is None:
@@ -130,12 +151,14 @@ def _train(config, name, folder, identity, mesh, stopper, profile, lease) -> Non
                 step = compiled_step(config, name, task, mesh)
             skipped |= set(meta.get("skipped", ()))
             times.lose(folder / "metrics.jsonl", first)
-            checkpoint.write_config(folder, config)
-            log = metrics.Log(folder, name, stage.steps, first, config.log.arrays_every)
+            log = None
+            if hosts.first():
+                checkpoint.write_config(folder, config)
+                log = metrics.Log(folder, name, stage.steps, first, config.log.arrays_every)
             loop = Loop(config, stage, keep, lease, log, saves, times, watch, begun - meta.get("seconds", 0.0), tuple(sorted(skipped)))
             try:
-                with contextlib.closing(log):
-                    state = loop.run(opened, step, batches, first, mesh, stopper, profile)
+                with contextlib.closing(log) if log else contextlib.nullcontext(), contextlib.closing(tracer):
+                    state = loop.run(opened, step, batches, first, mesh, stopper, tracer)
             except guard.Rewind as event:
                 skipped.add(event.batch)
                 with contextlib.suppress(checkpoint.SaveFailed):
@@ -179,7 +202,7 @@ def compiled_step(config, name: str, task, mesh):
     if key not in _STEPS:
         _STEPS.clear()
         step = steps.make_train_step(task, config.stages[name], config.seed, mesh)
-        _STEPS[key] = jax.jit(step, donate_argnums=0)
+        _STEPS[key] = jax.jit(step, donate_argnums=0, compiler_options=steps.compiler_options(mesh))
     return _STEPS[key]
 
 
@@ -233,33 +256,33 @@ class Loop:
     stage: ml_collections.ConfigDict
     keep: ml_collections.ConfigDict
     lease: leases.Lease | None
-    log: metrics.Log
+    log: metrics.Log | None
     saves: checkpoint.Checkpoints
     times: goodput.Goodput
     watch: guard.Guard
     began: float
     skipped: tuple[int, ...]
 
-    def run(self, state, step, batches, first, mesh, stopper, profile):
+    def run(self, state, step, batches, first, mesh, stopper, tracer):
         """Dispatches step n, then looks at step n-1, so the device never waits for the host; returns the last state."""
         stage, pending = self.stage, None
-        stream = prefetched(batches, first, stage.steps, self.skipped)
+        rows, vote = hosts.own_rows(mesh, stage.batch), hosts.Vote(mesh)
+        whole = len(rows) == stage.batch
+        put = sharding.put_batch if whole else functools.partial(hosts.put_rows, rows, stage.batch)
+        stream = prefetched(batches, first, stage.steps, self.skipped, rows=None if whole else rows)
         rates = np.asarray(optim.schedule(stage.optimizer, stage.steps)(np.arange(stage.steps)), np.float32)
         for n in range(first, stage.steps):
-            if n == profile[0]:
-                jax.profiler.start_trace(str(self.log.path.parent / "profile"))
             with self.times.spent("waiting"):
                 host = next(stream)
-            with self._compiling() if n == first else contextlib.nullcontext():
-                state, values = step(state, sharding.put_batch(host, mesh), rates[n])
+            with tracer.step(n, made := []), self._compiling() if n == first else contextlib.nullcontext():
+                state, values = step(state, put(host, mesh), rates[n])
+                made.append(values)
             if pending is not None:
                 self.look(*pending)
             pending = (n, values, host["example"])
-            self.log.advance()
-            if n + 1 == profile[1]:
-                jax.block_until_ready(state["step"])
-                jax.profiler.stop_trace()
-            asked = stopper.asked
+            if self.log:
+                self.log.advance()
+            asked = vote.cast(stopper.asked)
             if asked or ((n + 1) % self.keep.every == 0 and n + 1 < stage.steps):
                 self.save(state, self.look(*pending), n + 1, wait=asked)
                 pending = None
@@ -275,7 +298,7 @@ class Loop:
             self.lease.check()
         loss, refused = (float(x) for x in jax.device_get((values["loss"], values["refused"])))
         self.watch.alive()
-        if (n + 1) % self.config.log.every == 0 or n + 1 == self.stage.steps or n == 0:
+        if self.log and ((n + 1) % self.config.log.every == 0 or n + 1 == self.stage.steps or n == 0):
             self.log.write(n + 1, jax.device_get(values), self.stage.batch)
         self.watch.look(n, loss, bool(refused), guard.batch_of(n, self.skipped), examples)
         return {key: float(value) for key, value in jax.device_get(values).items() if np.ndim(value) == 0} if self.keep.keep_best else {}
@@ -287,6 +310,7 @@ class Loop:
                 self.saves.save(done, state, done * self.stage.batch, time.monotonic() - self.began, values, self.skipped)
                 if wait:
                     self.saves.wait()
+                    hosts.agreed(lambda: None)  # process 0 has committed
             except checkpoint.SaveFailed as error:
                 self.watch.note("save failed", step=done, error=str(error))
         self.times.write(done)
@@ -297,24 +321,28 @@ class Loop:
             yield
 
 
-def run(config, workdir: pathlib.Path, profile=(-1, -1)) -> int:
-    """Runs all jobs of `config.jobs`; returns the exit code."""
+def run(config, workdir: pathlib.Path, profile: trace.Window = trace.Window(), coordinator: str = "", processes: int = 1) -> int:
+    """Runs all jobs of `config.jobs`; returns the exit code. Several processes have joined before (`hosts.join`)."""
     from dina import tokenize  # imports the tokenizers' modules, which plain stages do not need
 
     workdir.mkdir(parents=True, exist_ok=True)
     with config.unlocked():
         config.run.workdir = str(workdir)
-    mesh = setup(config)
-    stages.check(config, mesh)
     stopper = Stopper(options(config, "checkpoint", checkpoint.default_config()).grace)
-    with contextlib.closing(stopper), files.storage_errors(str(workdir)), contextlib.suppress(Interrupted):
+    with (contextlib.closing(stopper), contextlib.suppress(Interrupted), hosts.together(coordinator),
+          files.storage_errors(str(workdir))):  # fmt: skip
+        mesh = setup(config, processes)
+        stages.check(config, mesh)
+        hosts.connect(coordinator)
         for job in config.jobs:
             if job in config.stages:
                 train_stage(config, job, workdir, mesh, stopper, profile)
             else:
                 with abandonable(job):  # what these commit is whole, and the next run keeps it
                     if job == "data":
-                        tokenize.prepare_data(config)
+                        hosts.agreed(lambda: str(tokenize.prepare_data(config)))
+                        if not hosts.first():  # finds it there, unless this host has a disk of its own
+                            tokenize.prepare_data(config)
                     elif job.startswith("compile:"):
                         compile_stage(config, job.removeprefix("compile:"), workdir, mesh)
                     else:
@@ -330,13 +358,14 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m dina.train", description=__doc__)
     parser.add_argument("--config", required=True, help="experiments/X.py[:variant,key=value,...]")
     parser.add_argument("--workdir", required=True, type=pathlib.Path)
-    parser.add_argument("--profile", default="-1:-1", help="first:last step of an xprof trace")
+    parser.add_argument("--profile", default="", metavar="FIRST:LAST", help="steps, counted from 0, of a profiler trace in STAGE/profile")
+    parser.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0 of several; auto: JAX finds it (TPU slices, Slurm)")
+    parser.add_argument("--processes", type=int, help="how many there are")
+    parser.add_argument("--process", type=int, help="which of them this is, from 0")
     args = parser.parse_args(argv)
-    try:
-        first, last = (int(n) for n in args.profile.split(":"))
-    except ValueError:
-        raise InputError(f"--profile={args.profile!r} is not FIRST:LAST, two step numbers") from None
-    return run(configs.load(args.config), args.workdir, (first, last))
+    config, profile = configs.load(args.config), trace.parse(args.profile)
+    hosts.join(args.coordinator, args.processes, args.process)
+    return run(config, args.workdir, profile, args.coordinator, args.processes or 1)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class Hardware(NamedTuple):
         expert: devices that share the experts of a layer; a product of sides of the slice, or a mesh does not lie on it.
         remat: of a layer.
         slices: that the data-centre network connects; each has the whole state.
+        copies: of the state within a slice, so that parameters are gathered among a part of it.
         rowwise: the n-gram tables keep one float32 a row instead of Adam's two a value.
     """
 
@@ -72,6 +73,7 @@ class Hardware(NamedTuple):
     remat: str = "full"
     rowwise: bool = False
     slices: int = 1
+    copies: int = 1
 
 
 # Masters and moments are float32 everywhere. `python -m tools.aot` prints what each row takes: docs/scaling.md.
@@ -81,7 +83,7 @@ HARDWARE = {
     "v5p_128": Hardware("v5p:4x4x8", 128, 128, 8),
     "v5p_256": Hardware("v5p:4x8x8", 256, 256, 8),
     "v5p_1024": Hardware("v5p:8x8x16", 1024, 1024, 8),
-    "v5p_4096": Hardware("v5p:16x16x16", 4096, 4096, 16),
+    "v5p_4096": Hardware("v5p:16x16x16", 4096, 4096, 8, copies=16),
     "v6e_256": Hardware("v6e:16x16", 256, 256, 16),
     "v6e_1024": Hardware("v6e:16x16*4", 1024, 1024, 16, slices=4),
     "tpu7x_64": Hardware("tpu7x:4x4x4", 64, 128, 8),
@@ -136,11 +138,12 @@ def language(size: Size) -> ConfigDict:
     m.visual_head.update({"width": width * 2 // 3, "layers": 4, "heads": width // 192, "class_multiple": 128, "dtype": "bfloat16"})
     m.audio_head.update({"width": width, "layers": 4, "heads": width // 128, "class_multiple": 128, "dtype": "bfloat16"})
     m.pre_buffer.hidden = width * 8 // 3
+    m.losses.code_chunk = 1024
     return m
 
 
 def mixture(name: str) -> dict[str, float]:
-    """Weights of the task kinds: an equal share of each modality of the stage."""
+    """Shares of the task kinds: an equal number of positions for each modality of the stage."""
     return AUDIO_SHARES | IMAGE_SHARES | {"plain_text": 0.0 if name == "prealign" else 1.0}
 
 
@@ -154,7 +157,7 @@ def one(name: str, batch: int, length: int, steps: int, rate: float, before: str
     # backbone.md §7.4: tables move 3072/576 times as fast.
     s.optimizer.multipliers = (("embed/table", 16 / 3), ("embed/ngram/*", 16 / 3))
     pack = {"positions": length, "visual": int(VISUAL * length), "audio": int(AUDIO * length), "cells": int(CELLS * length), "window": 4096}
-    s.options = ConfigDict({"mixture": mixture(name), "pack": pack})
+    s.options = ConfigDict({"mixture": mixture(name), "mixture_of": "positions", "pack": pack})
     return s
 
 
@@ -166,7 +169,8 @@ def place(c: ConfigDict, name: str, stage: str = "") -> None:
     """
     row = HARDWARE[name]
     sharing = max(1, row.devices // c.stages[stage or "pretrain"].batch)
-    c.mesh = ConfigDict({"replica": row.slices, "data": row.devices // row.slices // row.expert // sharing, "expert": row.expert, "seq": sharing})
+    replica = row.slices * row.copies
+    c.mesh = ConfigDict({"replica": replica, "data": row.devices // replica // row.expert // sharing, "expert": row.expert, "seq": sharing})
     for s in c.stages.values():
         s.accumulate = max(1, s.batch // row.devices)
         s.optimizer.rowwise = ("embed/ngram/table",) if row.rowwise else ()

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "configs"
 NAMED = {"digits": "experiments/digits.py", "digits_smoke": "experiments/digits.py:smoke", "stamps": "experiments/stamps.py",
          "stamps_smoke": "experiments/stamps.py:smoke", "stamps_refiner": "experiments/stamps.py:refiner", "speech": "experiments/speech.py",
-         "speech_smoke": "experiments/speech.py:smoke", "sweep_rvq": "experiments/sweeps/rvq.py",
+         "speech_smoke": "experiments/speech.py:smoke", "speech_language": "experiments/speech.py:language", "sweep_rvq": "experiments/sweeps/rvq.py",
          "sweep_recovery": "experiments/sweeps/recovery.py", "longcat_next": "experiments/longcat_next.py",
          "longcat_next_0.3b_v5p_64": "experiments/longcat_next.py:0.3b,v5p_64,pretrain"}
 STAGES = {"digits": ("V0", "V1", "V2", "V4", "A1", "A2", "prealign", "pretrain"), "stamps": ("V0", "V1", "V2", "V2w"), "speech": ("A1", "A2")}

@@ -64,7 +64,8 @@ def test_expert_and_data_lie_on_sides_of_a_slice(name):
     pod = topology.parse(row.topology)
     sides = [*map(int, pod.shape.split("x")), pod.generation.devices]
     subsets = [math.prod(side for i, side in enumerate(sides) if number >> i & 1) for number in range(2 ** len(sides))]
-    assert row.expert in subsets
+    # With several copies of the state in a slice, experts are cut out of a side, so that every copy has what a smaller pod has.
+    assert row.expert in subsets or (row.copies > 1 and any(side % row.expert == 0 for side in sides))
 
 
 def test_stages_are_the_papers():

@@ -96,3 +96,29 @@ def test_rowwise_scales_rows_by_their_own_gradients_and_leaves_the_others_alone(
         np.testing.assert_allclose(state["t"], second, rtol=1e-5)
         np.testing.assert_allclose(updates["t"], grad / (np.sqrt(second) + 1e-8)[..., None], rtol=1e-5)
         assert n > 0 or np.all(np.isclose(np.sqrt(np.mean(np.square(updates["t"]), -1)), square > 0))
+
+
+@pytest.mark.parametrize("settings", [{}, {"rowwise": ("a/table*",), "muon": ("b/*",), "multipliers": (("a/table2", 2.0),)}], ids=str)
+def test_moving_together_is_moving_one_by_one(settings):
+    config = optim.default_config()
+    config.update({"weight_decay": 0.1, "clip_norm": 0.5} | settings)
+    shapes = {"a/table1": (6, 4), "a/table2": (6, 4), "b/l0/w": (4, 4), "b/l1/w": (4, 4), "c/l0/w": (4, 4), "c/l1/w": (4, 4), "c/bias": (4,), "c/bias_2": (4,),
+              "c/gain": (4,), "c/gain2": (4,)}
+    draw = lambda seed: {path: jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), shape) for i, (path, shape) in enumerate(shapes.items())}
+    params, tx = draw(0), optim.make(config)
+    groups = optim.alike(config, params, lambda path: path == "c/l1/w")
+    assert sorted(map(len, groups.values())) == ([1, 1, 1, 1, 1, 1, 2, 2] if settings else [1, 1, 1, 2, 2, 3])
+    assert optim.multiplier(config, "a/table2") == (2.0 if settings else 1.0)
+
+    def run(together, params):
+        state = tx.init(params)
+        for seed in (1, 2):
+            changes, packed = tx.update(optim.pack(together, draw(seed)), optim.pack(together, state), optim.pack(together, params))
+            changes, state = optim.unpack(together, (changes, packed))
+            params = {path: x + 0.1 * changes[path] for path, x in params.items()}
+        return params, state
+
+    alone = {path: (path,) for path in params}
+    (found, state), (want, kept) = (jax.jit(lambda p, t=t: run(t, p))(params) for t in (groups, alone))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), (found, state), (want, kept))
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(params))

@@ -129,6 +129,44 @@ def test_a_file_of_prompts_mixes_all_kinds(run, tmp_path, capsys):
             assert rate == _experiment().audio.target.rate
 
 
+SAY = ("--prompt=say the word river", "--reply=speech")
+
+
+@pytest.mark.slow
+def test_speech_is_played_while_it_is_made(run, tmp_path, capsys):
+    out = (f"--out={tmp_path / 'o'}", f"--stream={tmp_path / 'pcm'}")
+    assert run(*SAY, *out, f"--voice={_wav(tmp_path / 'v.wav')}", "--segments=2", "--max_text=4") == 0
+    played, (kept, rate) = np.frombuffer((tmp_path / "pcm").read_bytes(), np.int16), soundfile.read(tmp_path / "o" / "sample-000.wav", dtype="int16")
+    np.testing.assert_allclose(played, kept, atol=2)  # the file's full scale is one step more
+    assert len(kept) > rate / 10 and "[speech]" in capsys.readouterr().out
+
+
+def test_samples_are_written_as_they_come_and_kept_whole(run, tmp_path, capsys, monkeypatch, tokenizer):
+    pcm, sizes = tmp_path / "pcm", []
+
+    def stream(desk, ask):
+        for number, count in enumerate((0, 300, 200)):
+            sizes.append(pcm.stat().st_size)
+            yield sample.streaming.Spoken(np.full(count, 0.5, np.float32), tuple(tokenizer.encode("river")[number : number + 1]), number, None)
+
+    monkeypatch.setattr(sample.Desk, "stream", stream)
+    assert run(*SAY, f"--stream={pcm}") == 0 and sizes == [0, 0, 600]
+    assert pcm.read_bytes() == np.full(500, 16384, np.int16).tobytes() and "[speech] ri" in capsys.readouterr().out
+    assert len(soundfile.read(tmp_path / "samples" / "sample-000.wav")[0]) == 500
+    assert run("--prompt=what", f"--stream={pcm}") == 2 and "--reply=speech" in capsys.readouterr().err
+    assert run("--interactive", f"--stream={pcm}") == 2
+    assert run(*SAY, f"--stream={tmp_path / 'no' / 'pcm'}") == 2 and "cannot be written" in capsys.readouterr().err
+
+
+def test_pictures_that_no_stage_has_learnt_are_refused(run, tmp_path, capsys, monkeypatch):
+    config = _experiment().copy_and_resolve_references()
+    config.stages = {"A1": toy.stage("audio_tokens")}
+    config.stages.A1.train = ("audio_encoder", "audio_decoder/head/*")
+    monkeypatch.setattr(configs, "load", lambda spec: config)
+    for flags in ((f"--image={_png(tmp_path / 'in.png')}",), ("--size=1x1", "--refine=none")):
+        assert run("--prompt=what", *flags) == 2 and "which no stage of the experiment trains" in capsys.readouterr().err
+
+
 def test_a_conversation_remembers_and_survives_mistakes(run, tmp_path, monkeypatch, capsys):
     image = _png(tmp_path / "in.png")
     seen = []
@@ -158,6 +196,8 @@ def turns_of(lines):
         (("--prompt=say it", "--reply=speech", "--size=1x1"), "1x1"),
         (("--prompt=what", "--image=nowhere.png"), "nowhere.png"),
         (("--prompt=what", "--speech=nowhere.wav"), "nowhere.wav"),
+        (("--prompt=say it", "--reply=speech", "--voice=nowhere.wav"), "nowhere.wav"),
+        (("--prompt=say it", "--reply=speech", "--segments=0"), "segments 0"),
         (("--prompts=nowhere.jsonl",), "nowhere.jsonl"),
         (("--prompt=what", "--text_temperature=-1"), "temperature"),
         (("--prompt=what", "--max_text=0"), "max_text"),

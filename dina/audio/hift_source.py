@@ -33,8 +33,8 @@ def cycles(f0_BT: Float[Array, "B T"], sines: int, rate: int, hop: int) -> Float
     return ((start_BTH[:, :, None] + inside) % 1.0).reshape(f0_BT.shape[0], -1, sines)
 
 
-def draw(key: Array, example_B: Int[Array, "B"], frames: int, hop: int, sines: int) -> tuple[Array, Array]:
-    """(phases [B, H] uniform in +-pi, normal noise [B, N, H]) of clips.
+def draw(key: Array, example_B: Int[Array, "B"], frames: int, hop: int, sines: int, start=0) -> tuple[Array, Array]:
+    """(phases [B, H] uniform in +-pi, normal noise [B, N, H]) of clips, or of their frames from `start` on.
 
     A frame's noise depends on key, example and its number alone, so a clip sounds the same however long its batch is.
     """
@@ -42,7 +42,7 @@ def draw(key: Array, example_B: Int[Array, "B"], frames: int, hop: int, sines: i
     def clip(example):
         own = jax.random.fold_in(key, example)
         phase_H = jax.random.uniform(jax.random.fold_in(own, 0), (sines,), minval=-jnp.pi, maxval=jnp.pi)
-        noise = jax.vmap(lambda t: jax.random.normal(jax.random.fold_in(own, t), (hop, sines)))(1 + jnp.arange(frames))
+        noise = jax.vmap(lambda t: jax.random.normal(jax.random.fold_in(own, t), (hop, sines)))(1 + start + jnp.arange(frames))
         return phase_H, noise.reshape(frames * hop, sines)
 
     return jax.vmap(clip)(example_B)

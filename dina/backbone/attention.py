@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from dina.backbone import rope
+from dina.backbone import rope, splash
 from dina.backbone.config import AttentionConfig
-from dina.backbone.linear import Served, Turned, product, products, weight
+from dina.backbone.linear import Served, Turned, product, products, rearranges, weight
 from dina.backbone.norm import RMSNorm, fan_in
 
 LATENT_EPS = 1e-6  # both inner norms, whatever the trunk's epsilon is (backbone.md §1.3)
@@ -86,7 +86,8 @@ class MLA(nn.Module):
         key_BSR = rope.rotate(down[..., cfg.kv_rank :], *rotary)
         if cache is None:
             k_BTHK, v_BTHV = expand(cfg, latent_BSC.astype(dtype), key_BSR, w["kv_b"])
-            y_BSHV = attend(q_BSHK, k_BTHK, v_BTHV, segment_BS, segment_BS, 0, cfg.block)
+            in_blocks = lambda q, k, v, segment: attend(q, k, v, segment, segment, 0, cfg.block)
+            y_BSHV = splash.attend(in_blocks, q_BSHK, k_BTHK, v_BTHV, segment_BS, cfg.block)
         else:
             cache = (write(cache[0], latent_BSC, slot), write(cache[1], key_BSR, slot))
             if jax.default_backend() == "cpu":  # which writes twice otherwise, once for each product that reads it, and copies the cache for that
@@ -159,8 +160,15 @@ def attend_absorbed(cfg, q_BSHK, latent_BTC, key_BTR, kv_b, segment_BS, segment_
     by_head = lambda x_BSHX: jnp.swapaxes(x_BSHX.reshape(rows * length, heads, -1), 0, 1)
     by_row = lambda x_HNX: jnp.moveaxis(x_HNX.reshape(heads, rows, length, -1), 0, 1).reshape(rows, heads * length, -1)
     q_BPC, turned_BPR = by_row(by_head(q_BSHK[..., : cfg.nope]) @ kv_b.key_HNC), by_row(by_head(q_BSHK[..., cfg.nope :]))
-    scores = q_BPC @ jnp.swapaxes(latent_BTC, 1, 2) + turned_BPR @ jnp.swapaxes(key_BTR, 1, 2)
+    # Of one query the slots come first: transposing all of them takes longer than the product (16 against 7 us; eight rows: 180, 280).
+    against = slots_first if rows * length == 1 and rearranges() else lambda q_BPX, kept_BTX: q_BPX @ jnp.swapaxes(kept_BTX, 1, 2)
+    scores = against(q_BPC, latent_BTC) + against(turned_BPR, key_BTR)
     p = probabilities(scores.reshape(rows, heads, length, -1), visible(segment_BS, segment_BT, slot)).astype(latent_BTC.dtype)
     mixed_BPC = p.reshape(rows, heads * length, -1) @ latent_BTC
     mixed_HNC = jnp.moveaxis(mixed_BPC.reshape(rows, heads, length, -1), 1, 0).reshape(heads, rows * length, -1)
     return jnp.swapaxes(mixed_HNC @ kv_b.value_HCV, 0, 1).reshape(rows, length, heads, -1)
+
+
+def slots_first(q_BPX: Array, kept_BTX: Array) -> Array:
+    """[B, P, T]: q times all slots; the barrier keeps XLA from turning the product round again."""
+    return jnp.swapaxes(jax.lax.optimization_barrier(kept_BTX @ jnp.swapaxes(q_BPX, 1, 2)), 1, 2)

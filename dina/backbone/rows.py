@@ -22,6 +22,7 @@ from dina.backbone.config import ExpertsConfig
 
 
 ROUTED = "routed"  # name of what experts return, and of rows that came from other devices, for `block.policy`
+COUNTED = 512  # pairs of a block, in `counted`
 AT_ONCE = 2**27  # values [N, K, D] that `collect` may hold: on a TPU, reading rows and adding them up are not one operation
 
 
@@ -81,11 +82,31 @@ def in_rounds(round_: Callable, waiting: Callable, most: int, axes: tuple[str, .
 
 
 def sort_pairs(experts: int, key_NK):
-    """Pairs ordered by expert (stable), with each expert's first place and number of pairs."""
-    key_P = key_NK.reshape(-1)
-    order_P = jnp.argsort(key_P, stable=True).astype(jnp.int32)
-    count_E = jnp.sum(key_P[:, None] == jnp.arange(experts), 0, dtype=jnp.int32)
+    """Pairs ordered by expert, with each expert's first place and number of pairs; an expert's are in order, but on a TPU first
+    choices before second ones."""
+    in_order = lambda key_NK: jnp.argsort(key_NK.reshape(-1), stable=True).astype(jnp.int32)
+    order_P = jax.lax.platform_dependent(key_NK, tpu=functools.partial(counted, experts), default=in_order)
+    count_E = jnp.sum(key_NK.reshape(-1)[:, None] == jnp.arange(experts), 0, dtype=jnp.int32)
     return order_P, jnp.cumsum(count_E) - count_E, count_E
+
+
+def counted(experts: int, key_NK: Int[Array, "N K"]) -> Int[Array, " P"]:
+    """Orders pairs by keys 0..experts by counting: a sort of 644,000 takes the TPU compiler 16 s, this 5, and 17 if it does not
+    take one choice of all tokens after another (libtpu 0.0.52, for v5p).
+
+    B: pairs of a block, M blocks.
+    """
+    tokens, choices = key_NK.shape
+    block = min(tokens, COUNTED)
+    key_MB = jnp.pad(key_NK.T, ((0, 0), (0, -tokens % block)), constant_values=experts + 1).reshape(-1, block)
+    own_MBE = key_MB[..., None] == jnp.arange(experts + 2)  # what fills up the last block comes last
+    within_MBE = jnp.cumsum(own_MBE, 1, dtype=jnp.int32)
+    block_ME = within_MBE[:, -1]
+    count_E = jnp.sum(block_ME, 0)
+    before_ME = jnp.cumsum(block_ME, 0) - block_ME + jnp.cumsum(count_E) - count_E
+    place_KN = jnp.sum(jnp.where(own_MBE, within_MBE - 1 + before_ME[:, None], 0), -1).reshape(choices, -1)
+    pair_KN = jnp.arange(tokens, dtype=jnp.int32) * choices + jnp.arange(choices, dtype=jnp.int32)[:, None]
+    return jnp.zeros(tokens * choices, jnp.int32).at[place_KN[:, :tokens].reshape(-1)].set(pair_KN.reshape(-1), unique_indices=True)
 
 
 def inverse(order_P):

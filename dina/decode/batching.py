@@ -33,6 +33,7 @@ class Request:
         image_guidance, speech_guidance: guidance scale s; 1 is unguided and costs no second row.
         delay: of spoken replies: a number, `rules.SERIAL` or `rules.PURE`.
         max_text: text ids outside of speech; max_frames: frames, and transcript ids, of a spoken reply.
+        segments: spoken segments that a spoken reply has room for; more than one needs stop 'eos'.
         stop: 'eos', or 'span' to stop at the end of the first image or speech.
         grid: (h, w) of images whose size no tag names.
     """
@@ -48,6 +49,7 @@ class Request:
     delay: int = rules.SERIAL
     max_text: int = 32
     max_frames: int = 32
+    segments: int = 1
     stop: str = "eos"
     grid: tuple[int, int] = (1, 1)
 
@@ -59,7 +61,7 @@ class Request:
     def longest(self) -> int:
         """Positions that the reply may need."""
         h, w = self.prompt.grid or self.grid
-        need = {"text": self.max_text, "image": h * (w + 1), "speech": 2 * self.max_frames + 2}[self.prompt.reply]
+        need = {"text": self.max_text, "image": h * (w + 1), "speech": (2 * self.max_frames + 3) * self.segments - 1}[self.prompt.reply]
         if self.stop == "span" or self.prompt.reply == "text":
             return need
         return need + self.max_text
@@ -239,8 +241,8 @@ def check(request: Request) -> None:
             raise InputError(f"{head} head: {error}") from None
     if request.stop not in generate.STOPS:
         raise InputError(f"stop {request.stop!r} does not exist; known: {', '.join(generate.STOPS)}")
-    if request.max_text < 1 or request.max_frames < 1:
-        raise InputError(f"budgets must be at least 1: max_text {request.max_text}, max_frames {request.max_frames}")
+    if request.max_text < 1 or request.max_frames < 1 or request.segments < 1:
+        raise InputError(f"budgets must be at least 1: max_text {request.max_text}, max_frames {request.max_frames}, segments {request.segments}")
     if request.delay < 0 and request.delay != rules.PURE:
         raise InputError(f"speech delay {request.delay}: must be 0 or more")
 

@@ -148,6 +148,11 @@ def run(
     Returns:
         tokens, transcript [R, T], codes [R, T, L] and valid [R, T]: the reply's positions.
     """
+    return go_on(model, params, stats, plan, begin(model, params, stats, prompt, plan, length, prefix, chunk), steps, order).out
+
+
+def go_on(model, params, stats, plan: Plan, loop: Loop, steps, order: str = "joint") -> Loop:
+    """Goes on until every row is done or `steps` positions are made, those before included."""
     key_R = jax.vmap(lambda seed, number: jax.random.fold_in(jax.random.key(seed), number))(plan.seed_R, plan.number_R)
     choices_2V = jnp.asarray(rules.text_choices(model.vocabulary))
 
@@ -157,10 +162,10 @@ def run(
     def body(loop: Loop):
         return _step(model, params, stats, plan, key_R, choices_2V, order, loop)
 
-    return jax.lax.while_loop(more, body, _prefill(model, params, stats, prompt, plan, length, prefix, chunk)).out
+    return jax.lax.while_loop(more, body, loop)
 
 
-def _prefill(model, params, stats, prompt, plan: Plan, length: int, prefix: Prefix | None, chunk: int) -> Loop:
+def begin(model, params, stats, prompt, plan: Plan, length: int, prefix: Prefix | None, chunk: int) -> Loop:
     """Reads the prompts."""
     voc = model.vocabulary
     rows, width = prompt["tokens"].shape

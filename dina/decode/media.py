@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from dina.audio import detokenizer, features
+from dina.audio import detokenizer, features, sound_stream
 from dina.audio import tokenizer as audio_tokenizer
 from dina.data import sources
 from dina.decode import prompts
@@ -19,9 +19,14 @@ from dina.vision import detokenize, preprocess
 from dina.vision import tokenizer as visual_tokenizer
 
 
+SEEN = ("vision_encoder", "vision_quantizer", "pixel_decoder", "refiner")
+
+
 def parts(config) -> tuple[str, ...]:
-    """The trained parts of both tokenizers and detokenizers."""
-    return "vision_encoder", "vision_quantizer", "pixel_decoder", "refiner", "audio_encoder", *detokenizer.parts(config.audio)
+    """The trained parts of both tokenizers and detokenizers; of pictures those that the experiment's stages train, or all with imports."""
+    trained = {pattern.split("/")[0] for stage in config.get("stages", {}).values() for pattern in stage.train}
+    seen = [part for part in SEEN if part in trained or not trained or config.get("imports")]
+    return *seen, "audio_encoder", *detokenizer.parts(config.audio)
 
 
 def read_image(config, path: pathlib.Path | str) -> UInt8[np.ndarray, "H W 3"]:
@@ -96,10 +101,10 @@ class Media:
 
     def sound(self, spoken: Sequence[Speech], seed: int = 0) -> list[Float[np.ndarray, "N"]]:
         """Waves at `rate` Hz of spoken spans; speech longer than one chunk is decoded in pieces."""
-        longest = self.config.audio.features.max_frames // (2 * self.config.audio.bridge.pool)
-        pieces = [[s.codes[at : at + longest] for at in range(0, len(s.codes), longest)] for s in spoken]
+        longest = sound_stream.longest_piece(self.config.audio)
+        pieces = [sound_stream.pieces(s.codes, longest) for s in spoken]
         params, stats = self.variables["params"], self.variables["stats"]
         flat = [piece for parts in pieces for piece in parts]
         parts = self.config.audio, params, stats
         waves = iter(detokenizer.detokenize_codes(self._detokenize, *parts, flat, seed, self.rows))
-        return [np.concatenate([next(waves) for _ in clip]) for clip in pieces]
+        return [sound_stream.join_pieces([next(waves) for _ in clip], self.config.audio) for clip in pieces]

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dina.config import InputError
-from dina.grammar import Document, Image, Span, Text, Vocabulary, encode
+from dina.grammar import Document, Image, Span, Speech, Text, Vocabulary, encode
 
 REPLIES = ("text", "image", "speech")
 
@@ -48,6 +48,16 @@ class Prompt:
 def user_turn(vocabulary: Vocabulary, text: Sequence[int] = (), media: Sequence[Span] = ()) -> list[Span]:
     """What a user shows, says and writes, and the mark that an answer follows."""
     return [Text((vocabulary.user,)), *media, Text(tuple(text)), Text((vocabulary.assistant,))]
+
+
+def voice(text: Sequence[int], clip: Speech, vocabulary: Vocabulary) -> tuple[Span, ...]:
+    """The system turn that plays the voice in which to speak; it stands before everything (backbone.md §5.2).
+
+    Args:
+        text: ids of the words that say so.
+        clip: somebody's speech.
+    """
+    return Text((vocabulary.system, *text)), Speech(clip.codes)
 
 
 def build(

@@ -38,7 +38,7 @@ def linear_cross_entropy(
         label_M: true classes; ignored where the weight is 0.
         weight_M: row weights; no gradient flows to them.
         classes: usable classes if fewer than V; the rest never get probability. 0: all.
-        chunk: rows whose logits exist at once. 0: all.
+        chunk: rows whose logits exist at once; chunks without weight are skipped. 0: all.
 
     Returns:
         (sum of weight * loss, sum of weight * correct), float32; only the first has a gradient.
@@ -56,14 +56,16 @@ def _run(hidden_MW, kernel_WV, bias_V, label_M, weight_M, classes, chunk, gradie
     count = -(-rows // chunk)
     fill = lambda x: jnp.pad(x, [(0, count * chunk - rows)] + [(0, 0)] * (x.ndim - 1)).reshape(count, chunk, *x.shape[1:])
 
-    def step(total, part):
-        sums, d_hidden, d_rest = one(*part)
-        return jax.tree.map(jnp.add, total, (sums, d_rest)), d_hidden
-
     parts = (fill(hidden_MW), fill(label_M), fill(weight_M))
     shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts))
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[2]))
-    (sums, d_rest), d_hidden = jax.lax.scan(step, zero, parts)
+    nothing = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def step(total, part):
+        sums, d_hidden, d_rest = jax.lax.cond(jnp.any(part[2] != 0), one, nothing, *part)
+        return jax.tree.map(jnp.add, total, (sums, d_rest)), d_hidden
+
+    first = nothing()
+    (sums, d_rest), d_hidden = jax.lax.scan(step, (first[0], first[2]), parts)
     d_hidden = None if d_hidden is None else d_hidden.reshape(-1, hidden_MW.shape[1])[:rows]
     return sums, (d_hidden, *d_rest)
 

@@ -104,3 +104,7 @@ class Batches:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns the global batch of `step`: arrays with a leading batch dimension, 'example' int32 included."""
         raise TypeError(f"{type(self).__name__} must define batch")
+
+    def part(self, step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Those rows of `batch(step)`, for a host that holds no others; worth its own definition where rows are made one by one."""
+        return {name: x[rows] for name, x in self.batch(step).items()}

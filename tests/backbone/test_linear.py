@@ -1,4 +1,4 @@
-"""The flat product equals einsum for free leading and trailing dimensions, and casts both sides; turned weights likewise."""
+"""The flat product equals einsum for free leading and trailing dimensions, and casts both sides; turned weights and single rows in parts likewise."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dina.backbone.linear import Turned, product, turn, weight
+from dina.backbone.linear import Turned, in_parts, product, turn, weight
 
 
 @pytest.mark.parametrize("dtype,tolerance", [("float32", 1e-5), ("bfloat16", 0.1)])
@@ -30,3 +30,20 @@ def test_a_turned_weight_stands_in_for_a_parameter():
     turned = {"params": {"w": turn(variables["params"]["w"])}}
     assert isinstance(turned["params"]["w"], Turned) and turned["params"]["w"].w_ND.shape == (6, 5)
     np.testing.assert_allclose(Layer().apply(turned, x), Layer().apply(variables, x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype,tolerance", [("float32", 1e-5), ("bfloat16", 0.1)])
+def test_a_row_in_parts_equals_the_product(dtype, tolerance):
+    random = np.random.default_rng(0)
+    x, w = (jnp.asarray(random.normal(size=size), dtype) for size in ((1, 24), (24, 5)))
+    y = jax.jit(in_parts)(x, w)
+    assert y.dtype == jnp.dtype(dtype) and y.shape == (1, 5)
+    np.testing.assert_allclose(np.asarray(y, np.float32), np.asarray(x, np.float32) @ np.asarray(w, np.float32), atol=tolerance)
+
+
+def test_a_row_by_a_large_narrow_weight_goes_in_parts():
+    x, w = jnp.ones((1, 1, 1024)), jnp.ones((1024, 2, 256))
+    taken = str(jax.make_jaxpr(product)(x, w))
+    assert ("dot_general" in taken) == (jax.default_backend() != "cpu")
+    assert "dot_general" in str(jax.make_jaxpr(product)(jnp.ones((2, 1024)), w))
+    np.testing.assert_allclose(product(x, w), np.full((1, 1, 2, 256), 1024.0))

@@ -29,6 +29,14 @@ def test_rounds_of_a_plan_hold_every_pair_once():
     assert sorted(seen) == np.flatnonzero(key_NK.reshape(-1) < KEYS).tolist()
 
 
+@pytest.mark.parametrize("tokens", [1, 511, 512, 1300])
+def test_counting_orders_pairs_by_key_and_then_by_choice(tokens):
+    key_NK = np.random.default_rng(tokens).integers(0, KEYS + 1, (tokens, CHOICES)).astype(np.int32)
+    pair_KN = np.arange(tokens * CHOICES).reshape(tokens, CHOICES).T.reshape(-1)
+    want = pair_KN[np.argsort(key_NK.T.reshape(-1), stable=True)]
+    np.testing.assert_array_equal(rows.counted(KEYS, jnp.asarray(key_NK)), want)
+
+
 @pytest.mark.parametrize("bound", [rows.AT_ONCE, 0])
 def test_collect_is_the_transpose_of_spread(bound, monkeypatch):
     monkeypatch.setattr(rows, "AT_ONCE", bound)

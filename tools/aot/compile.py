@@ -33,27 +33,18 @@ def make_mesh(topology: names.Topology, sizes: Mapping[str, int]) -> jax.shardin
     """The mesh of a config on devices that only the compiler knows; `replica` goes over slices.
 
     Raises:
-        InputError: the axes do not multiply to the devices, or slices are not cut by `replica`.
+        InputError: as `sharding.make_mesh`, or slices are not cut by `replica`.
     """
     devices = topologies.get_topology_desc(topology.compiler_name, "tpu", num_slices=topology.slices).devices
     if topology.slices == 1:
-        return _lay(topology, sizes, devices)
+        return sharding.make_mesh(sizes, devices)
     if sizes.get("replica", 1) % topology.slices:
         raise InputError(f"mesh {dict(sizes)}: replica is not a multiple of the {topology.slices} slices, which only it may cross")
     each = dict(sizes) | {"replica": sizes["replica"] // topology.slices}
     parts = [[d for d in devices if d.slice_index == i] for i in range(topology.slices)]
-    meshes = [_lay(topology, each, part) for part in parts]
+    meshes = [sharding.make_mesh(each, part) for part in parts]
     whole = np.concatenate([mesh.devices for mesh in meshes])
     return jax.sharding.Mesh(whole, sharding.AXES, axis_types=meshes[0].axis_types)
-
-
-def _lay(topology: names.Topology, sizes: Mapping[str, int], devices) -> jax.sharding.Mesh:
-    try:
-        return sharding.make_mesh(sizes, devices)
-    except NotImplementedError:  # what jax says where an axis is no product of sides
-        sides = topology.shape.replace("x", ", ") + (f", {topology.generation.devices}" if topology.generation.devices > 1 else "")
-        axes = {axis: size for axis, size in sizes.items() if size > 1}
-        raise InputError(f"mesh {axes} does not lie on {topology.compiler_name}: each axis must be a product of some of its sides {sides}") from None
 
 
 def abstract_batch(config, stage, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -89,7 +80,7 @@ def compile_step(spec: str, topology: names.Topology, sizes: Mapping[str, int], 
         lowered = train.compiled_step(config, name, task, mesh).lower(state, batch, rate)
         lowering, began = time.monotonic() - began, time.monotonic()
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(steps.compiler_options(mesh))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -17,11 +17,12 @@ import re
 import numpy as np
 
 from tools.aot.hlo import Op, Program, Shape, shapes
+from tools.aot.kernels import AGAIN
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "ragged-all-to-all", "collective-permute", "send")
 REMAT = "rematted_computation"
 # What part of the model an operation belongs to, by its name in the Python program; the first match counts.
-GROUPS = (("experts", "/experts/"), ("attention", "/attention_"), ("dense", "/ffn_"), ("depth_heads", "DepthHead"), ("depth_heads", "depth_loss"),
+GROUPS = (("experts", "/experts/"), ("attention", "/attention_"), ("dense", "/ffn_"), ("depth_heads", "DepthHead"), ("depth_heads", "depth_loss"), ("depth_heads", "_head_loss"),
           ("ngram", "/ngram/"), ("embed", "(Embed)"))
 RARE = "/experts/"  # a conditional in the experts is the slow path of full buffers, any other one skips what is not there
 # Losses form their gradients inside what remat repeats (dina/heads/linear_loss.py): of three products one is the repetition.
@@ -58,7 +59,7 @@ class Counts:
         flops: by group; recomputed ones are in `remat` instead.
         remat: FLOPs of recomputation.
         collectives: every one that runs.
-        custom_calls: target -> runs of those whose FLOPs the text does not show.
+        custom_calls: kernel -> runs of those whose FLOPs the text does not show; `kernels.AGAIN` ends what remat runs.
         unknown_loops: number of loops whose length is data, counted once.
     """
 
@@ -112,7 +113,7 @@ def count(program: Program, mesh: dict[str, int], slice_size: int = 0, depth_cla
             remat += again
             flops[group] += work - again
         elif op.opcode == "custom-call" and "tpu_custom_call" in (op.attribute("custom_call_target") or ""):
-            calls[re.sub(r"[.\d]+$", "", op.name)] += times
+            calls[re.sub(r"[.\d]+$", "", op.name) + AGAIN * (REMAT in op.op_name)] += times
         elif kind := kind_of(op):
             found = _collective(program, op, where, kind, times, mesh, slice_size)
             # The parts of one asynchronous collective repeat its operation in every computation that overlaps with it.

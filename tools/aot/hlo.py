@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_CONTINUED = re.compile(r"\n(?=\"|\}\})")  # kernels' attributes may have several lines
 _OPCODE = re.compile(r"([\w\-]+)\(")
 _LEAF = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 _REFERENCE = re.compile(r"%?([A-Za-z_][\w.\-]*)")
@@ -104,7 +105,7 @@ class Program:
         self.computations: dict[str, dict[str, Op]] = {}
         self.entry, self.roots, self.unknown = "", {}, set()
         current = None
-        for line in text.splitlines():
+        for line in _CONTINUED.sub(" ", text).splitlines():
             if current is None:
                 if head := _HEAD.match(line):
                     current = head[2]

@@ -20,7 +20,7 @@ from dina.backbone import config as trunk_config
 from dina.config import InputError
 from dina.data import packing
 from dina.sharding import BATCH_AXES
-from tools.aot import count, predict
+from tools.aot import count, kernels, predict
 from tools.aot.hlo import Program
 from tools.aot.plan import Plan
 from tools.aot.topology import GIB
@@ -95,9 +95,13 @@ def result(plan: Plan, record: dict[str, Any], text: str) -> dict[str, Any]:
     counts = count.count(Program(text), plan.mesh, plan.slice_size, _depth_classes(config))
     most = flops.language(config, stage, flops.full(stage, pack))
     unseen = 0.0
-    kernels = [name for name in counts.custom_calls if any(word in name for word in EXPERT_KERNELS)]
-    if kernels and "experts" not in counts.flops:
+    if any(word in name for name in counts.custom_calls for word in EXPERT_KERNELS) and "experts" not in counts.flops:
         unseen = most.by_group["experts"] / pod.devices
+    trunk = trunk_config.parse(trunk_config.BackboneConfig, config.model)
+    done, again = kernels.attention(trunk.attention, out["micro_batch_rows"], pack.positions, counts.custom_calls)
+    if done + again:
+        counts.flops["attention"] = counts.flops.get("attention", 0.0) + done
+        counts.remat += again
     traffic = record["argument"] + record["output"] + 2 * record["temp"] * stage.accumulate
     found = predict.terms(counts, unseen, traffic, pod)
     step = predict.step_seconds(found)

@@ -2,8 +2,8 @@
 
     arithmetic   all counted FLOPs, remat included, over the peak
     memory       arguments and results once, every temporary written and read once a micro-batch
-    ICI          of one collective: bytes sent over both directions of one link; an all-to-all of n devices in a ring passes
-                 n/4 links on average, so it takes max(1, n/4) times that
+    ICI          of one collective: bytes sent over both directions of one link; an all-to-all in a ring of n devices passes
+                 n/4 links on average, so it takes max(1, n/4) times that; over several sides of a torus, n is the longest
     DCN          bytes sent over the chip's share of its host's network
 A step is max(arithmetic, memory) + ICI + DCN: the compiler printed most collectives as synchronous. All of it is a
 prediction: nothing here has run on a TPU.
@@ -12,6 +12,8 @@ prediction: nothing here has run on a TPU.
 from __future__ import annotations
 
 import collections
+import itertools
+import math
 from typing import Any
 
 from tools.aot.count import Collective, Counts
@@ -23,8 +25,15 @@ def seconds(collective: Collective, topology: Topology) -> float:
     device, sent = topology.per_device, collective.sent * collective.times
     if collective.axes == "dcn":
         return sent / device.dcn
-    hops = max(1.0, collective.group / 4) if "all-to-all" in collective.kind else 1.0
+    hops = max(1.0, longest_side(collective.group, topology) / 4) if "all-to-all" in collective.kind else 1.0
     return hops * sent / (2 * device.link)
+
+
+def longest_side(group: int, topology: Topology) -> int:
+    """Of the sides of the slice that a group of devices lies on; all of it where no sides multiply to that."""
+    sides = [int(side) for side in topology.shape.split("x")] + [topology.generation.devices]
+    some = [chosen for n in range(1, len(sides) + 1) for chosen in itertools.combinations(sides, n) if math.prod(chosen) == group]
+    return min((max(chosen) for chosen in some), default=group)
 
 
 def table(counts: Counts, topology: Topology) -> list[dict[str, Any]]:

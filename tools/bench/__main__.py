@@ -1,8 +1,8 @@
 """Benchmarks: `python -m tools.bench NAME [--json FILE] [--rounds N] [--case I]`.
 
 NAME: lm_forward, rvq_encode, rvq_train_step, audio_encode, audio_decode, flow, vocoder (times, lower is better; of speech also
-`real_time_factor`, seconds of work a second of sound), lm_decode, ngram, depth_head, import (rates, higher is better). Ours and
-the peer run in turn in one process tree; medians and their ratio are printed with the samples' spread and the machine's own floor. Times come with `memory`: peaks of both in bytes over what they hold between runs, and their ratio.
+`real_time_factor`, seconds of work a second of sound), lm_decode, ngram, depth_head, import, packed_loader (rates, higher is better). Ours and
+the peer run in turn in one process tree (first_audio, seconds until a spoken reply is heard, has no peer, nor has saving, of checkpoints); medians and their ratio are printed with the samples' spread and the machine's own floor. Times come with `memory`: peaks of both in bytes over what they hold between runs, and their ratio.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Callable
 
 from dina.config import check_name, run_main
-from tools.bench import audio_chain, harness, importing, lm, rvq, small, vocoder
+from tools.bench import audio_chain, first_audio, harness, importing, lm, loading, rvq, saving, small, vocoder
 
 # name -> (workloads, unit, what `ratio` divides, rounds)
 BENCHES: dict[str, tuple[list[Callable[[], harness.Workload]], str, str, int]] = {
@@ -29,13 +29,15 @@ BENCHES: dict[str, tuple[list[Callable[[], harness.Workload]], str, str, int]] =
     "rvq_encode": ([functools.partial(rvq.encode, dim, peer) for dim in rvq.DIMS for peer in rvq.PEERS], "s", "time", 5),
     "rvq_train_step": ([functools.partial(rvq.train_step, dim, peer) for dim in rvq.DIMS for peer in rvq.PEERS], "s", "time", 5),
 }
+# Those that have their own way of measuring.
+OWN: dict[str, Callable[[int | None], dict]] = {"import": importing.run, "packed_loader": loading.packed_loader, "first_audio": first_audio.run, "saving": saving.run}
 SPEECH = ("audio_encode", "audio_decode", "flow", "vocoder")  # their amount is seconds of sound
 
 
 def run(name: str, rounds: int | None = None, case: int | None = None) -> dict:
     """All cases of one benchmark, or one of them, as the JSON that DESIGN §6 describes; numbers are one per case where there are several."""
-    if name == "import":
-        return importing.run(rounds)
+    if name in OWN:
+        return OWN[name](rounds)
     workloads, unit, kind, default = BENCHES[name]
     found = [harness.compare(make(), rounds or default) for make in (workloads if case is None else [workloads[case]])]
     value = lambda row, key: row[key] if kind == "time" else row["amount"] / row[key]
@@ -59,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--case", type=int, metavar="I", help="only the I-th case, from 0")
     args = parser.parse_args(argv)
-    check_name(args.name, (*BENCHES, "import"), "benchmark")
+    check_name(args.name, (*BENCHES, *OWN), "benchmark")
     harness.exactly()
     result = run(args.name, args.rounds, args.case)
     for key, value in result.items():

@@ -78,12 +78,14 @@ def curves(name: str, lines: Sequence[dict[str, Any]]) -> str:
         return address(figure, "svg")
 
 
-def points(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], x_name: str, y_name: str) -> str:
-    """Lines of (name, x, y) over a logarithmic x axis."""
+def points(series: Sequence[tuple[str, *tuple[Sequence[float], ...]]], x_name: str, y_name: str) -> str:
+    """Lines of (name, x, y), or (name, x, y, low, high) with bars from low to high, over a logarithmic x axis."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
-        for (name, x, y), colour in zip(series, COLOURS, strict=False):
+        for (name, x, y, *ends), colour in zip(series, COLOURS, strict=False):
             axis.plot(x, y, "o-", color=colour, linewidth=1.5, markersize=4, label=name)
+            if ends:
+                axis.vlines(x, *ends, color=colour, linewidth=1)
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
         axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda v, _: f"{v:g}"))

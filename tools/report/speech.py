@@ -16,6 +16,7 @@ from tools.report.inputs import Run, read_json, read_lines
 COLUMNS = (("wer_whisper", "words wrong, Whisper", 3), ("wer_sphinx", "words wrong, pocketsphinx", 3), ("stoi", "STOI", 3), ("pesq", "PESQ", 2),
            ("speaker", "same speaker", 3), ("ovrl", "DNSMOS", 2), ("mel_l1", "mel L1", 3))
 OURS = "dina"
+FIGURES = ("stoi", "wer_whisper", "wer_sphinx")  # scores that are drawn
 
 
 def header(run: Run) -> str:
@@ -40,7 +41,7 @@ def tiles(run: Run) -> str:
 
 
 def scores(run: Run) -> str:
-    """Every codec and score with its interval, and STOI against the rate."""
+    """Every codec and score with its interval, and what can be understood against the rate."""
     codecs, columns = _codecs(run), [c for c in COLUMNS if any(name.startswith(f"{c[0]}_") for name in run.scores)]
     if not codecs:
         return ""
@@ -54,20 +55,21 @@ def scores(run: Run) -> str:
             "and the speaker compare with it. Words are judged on English clips alone. Rates are without the headers of files.</p>")
     missing = [heading for key, heading, _ in COLUMNS if (key, heading) not in {c[:2] for c in columns}]
     left = f'<p class="note">Not judged here, for the judge is not installed (extra judges), or no English clip has a text to compare words with: {", ".join(missing)}.</p>' if missing else ""
-    return f"{note}{_figure(run, codecs)}<table><tr><th>codec</th>{head}</tr>{''.join(lines)}</table>{left}"
+    shown = "".join(_figure(run, codecs, key, heading) for key, heading, _ in columns if key in FIGURES)
+    return f"{note}{shown}<table><tr><th>codec</th>{head}</tr>{''.join(lines)}</table>{left}"
 
 
-def _figure(run: Run, codecs: list[str]) -> str:
+def _figure(run: Run, codecs: list[str], key: str, heading: str) -> str:
+    """One score against the rate, with its intervals."""
     series = {}
     for codec in codecs:
-        if codec.startswith("original") or f"stoi_{codec}" not in run.scores:
+        if codec.startswith("original") or f"{key}_{codec}" not in run.scores:
             continue
-        name = OURS if codec.startswith(f"{OURS}_") else _name(codec)
-        series.setdefault(name, []).append((run.scores[f"kbps_{codec}"], run.scores[f"stoi_{codec}"]["value"]))
-    if not series:
-        return ""
+        name, score = OURS if codec.startswith(f"{OURS}_") else _name(codec), run.scores[f"{key}_{codec}"]
+        series.setdefault(name, []).append((run.scores[f"kbps_{codec}"], *(score[end] for end in ("value", "low", "high"))))
     lines = [(name, *zip(*sorted(found), strict=True)) for name, found in series.items()]
-    return f'<figure><img alt="STOI against rate" src="{figures.points(lines, "kbit/s", "STOI")}" style="max-width:560px"></figure>'
+    image = figures.points(lines, "kbit/s", heading) if lines else ""
+    return f'<figure><img alt="{heading} against rate" src="{image}" style="max-width:560px"></figure>' if lines else ""
 
 
 def sounds(run: Run) -> str:

@@ -99,6 +99,15 @@ def test_a_group_over_slices_leaves_them():
     assert count.axes_of([0, 4], MESH, slice_size=4) == "dcn" and count.axes_of([0, 1], MESH, slice_size=4) == "expert"
 
 
+def test_an_operation_may_have_several_lines():
+    line = '%k = f32[8,16]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n"x":"{}"\n}}, metadata={op_name="K"}'
+    whole = count.count(Program(LINES.replace("SCOPE", "jit(f)/cond")), MESH)
+    program = Program(LINES.replace("SCOPE", "jit(f)/cond").replace("  %n = s32[] parameter(1)", f"  %n = s32[] parameter(1)\n  {line}"))
+    assert program.computations["main"]["k"].op_name == "K"
+    found = count.count(program, MESH)
+    assert found.flops == whole.flops and found.custom_calls == {"k": 1}
+
+
 def test_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         Program("HloModule m\n")

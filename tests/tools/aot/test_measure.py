@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from dina.backbone.config import AttentionConfig
 from dina.config import InputError
-from tools.aot import measure, plan, predict, report, topology
+from tools.aot import kernels, measure, plan, predict, report, topology
 from tools.aot.count import Collective, Counts
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -66,6 +67,15 @@ def test_what_does_not_fit_says_what_to_change(pod, changes, words):
         assert found["hbm_peak_gib"] == 40.5
 
 
+def test_attention_kernels_count_the_blocks_that_they_run():
+    cfg = AttentionConfig(heads=2, nope=128, rope=64, v=128, block=1024)
+    pairs = 3 * 2 * 1024**2 * (1 + 2)  # of two blocks of queries the first sees one of keys, the second two
+    forward = 2 * pairs * (192 + 128)
+    calls = {"splash_mha_fwd_segmented": 5, "splash_mha_fwd_segmented again": 7, "splash_mha_dkv_segmented": 11, "gmm": 13}
+    assert kernels.attention(cfg, 3, 2048, calls) == (5 * forward + 11 * 2 * forward, 7 * forward + 11 * 2 * pairs * 192)
+    assert kernels.attention(cfg, 3, 2048, {}) == (0, 0)
+
+
 def test_networks_take_their_own_time():
     pod = topology.parse("v5e:16x16*2")
     gather, exchange, cross = (Collective(kind, axes, n, 1e9, 3, "x") for kind, axes, n in
@@ -73,6 +83,7 @@ def test_networks_take_their_own_time():
     one_link = 3e9 / (2 * pod.generation.link)
     assert predict.seconds(gather, pod) == pytest.approx(one_link)
     assert predict.seconds(exchange, pod) == pytest.approx(4 * one_link)  # four links on average
+    assert [predict.longest_side(n, topology.parse("v5p:4x4x8")) for n in (4, 8, 16, 32, 128, 64)] == [4, 8, 4, 8, 8, 64]
     assert predict.seconds(cross, pod) == pytest.approx(3e9 / pod.generation.dcn)
     found = predict.terms(Counts({"dense": 1e12}, 1e12, [gather, exchange, cross], {}, 0), 0.0, 1e9, pod)
     assert found["arithmetic"] == pytest.approx(2e12 / 197e12)
