@@ -13,7 +13,6 @@ import contextlib
 import ctypes
 import ipaddress
 import json
-import os
 import pathlib
 import queue
 import secrets

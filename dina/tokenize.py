@@ -26,7 +26,7 @@ from dina import stages
 from dina.audio import augment, features
 from dina.audio import tokenizer as audio_tokenizer
 from dina.config import InputError
-from dina.data import codes, digits, sources
+from dina.data import codes, sources
 from dina.interrupt import Stopper, abandonable
 from dina.tasks.vision_batches import pack_rows
 from dina.vision import preprocess
@@ -146,6 +146,8 @@ def _run_kind(config, options, workdir, kind: str, worker, identity: str) -> dic
             if codes.verify_shard(path, identity) is not None:
                 kept += 1
                 continue
+            if jax.process_count() > 1:
+                raise InputError(f"{kind}/{split}: codes are missing; make them with one process first, by `python -m dina.tokenize`")
             # Until all shards are of one kind again, nobody may read them.
             (path.parent / "dataset_info.json").unlink(missing_ok=True)
             first = shard * options.shard_records

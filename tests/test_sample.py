@@ -98,6 +98,7 @@ def _wav(path, n=8000):
     return path
 
 
+@pytest.mark.slow
 def test_a_painting_has_the_size_asked_for(run, tmp_path, capsys):
     flags = ("--prompt=paint a small seven", "--size=2x3", "--guidance=2", f"--out={tmp_path / 'o'}")
     assert run(*flags) == 0

@@ -93,7 +93,7 @@ def _run(lookup, sizes, accumulate=1, steps_run=6, poison=False, train=("embed",
 
 
 @pytest.mark.parametrize(
-    "sizes, accumulate", [({"data": 2, "model": 2}, 2), ({"replica": 2, "data": 2, "expert": 2}, 1)], ids=str
+    "sizes, accumulate", [({"data": 2, "model": 2}, 2), pytest.param({"replica": 2, "data": 2, "expert": 2}, 1, marks=pytest.mark.slow)], ids=str
 )
 def test_a_step_by_exchange_is_the_step_by_gathering(sizes, accumulate):
     want, truth, _, _ = _run("gather", {"data": 1})
@@ -109,6 +109,7 @@ def test_a_step_by_exchange_is_the_step_by_gathering(sizes, accumulate):
             assert moved.mean() < 1e-3, path
 
 
+@pytest.mark.slow
 def test_rowwise_is_the_same_by_exchange():
     want, truth, _, _ = _run("gather", {"data": 1}, rowwise=(NGRAM_TABLE,))
     losses, state, _, _ = _run("exchange", {"data": 4}, rowwise=(NGRAM_TABLE,))
@@ -120,6 +121,7 @@ def test_rowwise_is_the_same_by_exchange():
     assert 0.3 < still.mean() < 1 and losses[-1, 0] < losses[0, 0]  # rows that nobody read have not moved
 
 
+@pytest.mark.slow
 def test_a_frozen_table_is_read():
     losses, state, _, before = _run("exchange", {"data": 2}, train=("lm_head",))
     want, _, _, _ = _run("gather", {"data": 1}, train=("lm_head",))
@@ -139,6 +141,7 @@ def test_rows_that_do_not_divide_are_refused():
         tables.check((3, 20, 4), _mesh({"data": 8}), NGRAM_TABLE)
 
 
+@pytest.mark.slow
 def test_a_fresh_table_is_made_in_shards_and_a_checkpoint_moves_to_another_mesh(tmp_path):
     config, stage = tiny_language.experiment()
     config.seed, config.model.ngram.lookup = 3, "exchange"

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from dina.config import InputError
-from dina.data import cache, packages, torch_weights
+from dina.data import packages, torch_weights
 from dina.vision import efficientnet, perceptual
 
 LITE0 = packages.Package(

@@ -22,7 +22,7 @@ from dina.config import check_name
 from dina.sharding import psum
 from dina.tasks import pixels
 from dina.tasks.base import LossOut
-from dina.vision import discriminator, perceptual, pixel_decoder, tokenizer
+from dina.vision import discriminator, perceptual, pixel_decoder
 from dina.vision.discriminator import PART
 
 LAST = "head2"  # the pixel decoder's last layer

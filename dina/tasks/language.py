@@ -25,7 +25,6 @@ from dina.backbone import balance
 from dina.config import InputError
 from dina.data import packing, phrases
 from dina.embed import rows_from_codebooks
-from dina.quantize import rvq
 from dina.tasks.base import LossOut, Sums, Task, Variables
 from dina.vision.tokenizer import make_tokenizer
 

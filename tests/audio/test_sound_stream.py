@@ -56,7 +56,7 @@ def exact():
     return *made, sound_stream.SoundStream(*made, seed=3), detokenizer.make_detokenize(made[0])
 
 
-@pytest.mark.parametrize("lengths, step", [((37,), 1), ((16, 31), 3), ((4, 1, 20, 8), 5)])
+@pytest.mark.parametrize("lengths, step", [pytest.param((37,), 1, marks=pytest.mark.slow), ((16, 31), 3), ((4, 1, 20, 8), 5)])
 def test_a_stream_is_the_whole_reply(exact, lengths, step):
     audio, params, stats, streamed, detokenize = exact
     spoken = [codes(count, seed) for seed, count in enumerate(lengths)]

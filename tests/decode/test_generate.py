@@ -244,7 +244,7 @@ def test_prompts_read_in_pieces_give_the_same_replies():
     _equal(pieces(_mixed()), _ask(*_mixed()))
 
 
-@pytest.mark.parametrize("chunk", [0, 3])
+@pytest.mark.parametrize("chunk", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_prefix_read_once_equals_prompts_that_begin_with_it(chunk):
     variables = tiny.variables()
     # Ends in the middle of the history of the next word, and holds a picture.
