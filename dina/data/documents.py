@@ -250,9 +250,9 @@ def kind_ends(made, options: ml_collections.ConfigDict, vocabulary: Vocabulary, 
         made: has `of_kind`; where the mixture is one of positions, the first `looked_at` documents of a kind tell its mean length.
     """
     check_name(options.mixture_of, ("documents", "positions"), "options.mixture_of")
+    of_documents = ends(options.mixture, KINDS, "options.mixture")
     if options.mixture_of == "documents":
-        return ends(options.mixture, KINDS, "options.mixture")
-    ends(options.mixture, KINDS, "options.mixture")  # raises for what is no mixture
+        return of_documents
     length = lambda kind: np.mean([cost(made.of_kind(kind, n).document, vocabulary).positions for n in range(looked_at)])
     weights = {name: options.mixture[name] / length(kind) for kind, name in enumerate(KINDS) if options.mixture.get(name, 0) > 0}
     return ends(ml_collections.ConfigDict(weights), KINDS, "options.mixture")

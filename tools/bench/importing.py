@@ -74,7 +74,7 @@ def run(rounds: int | None = None) -> dict:
         ours, peer, peaks = [], [], []
         start, base = _child([])
         for _ in range(rounds or 3):
-            peer.append(_copy(folder / "released", folder / "copy"))
+            peer.append(harness.copy(folder / "released", folder / "copy"))
             seconds, peak = _child(["import", "--checkpoint", str(folder / "released"), "--workdir", str(folder / "work")])
             ours.append(seconds - start)  # what Python and JAX take to load is not the import
             peaks.append(peak - base)
@@ -100,20 +100,6 @@ def _write(folder: pathlib.Path) -> None:
         writer.add(name, np.resize(noise.astype(dtype), shape))
     (writer.folder / "config.json").write_text(json.dumps(CONFIG))
     writer.finish()
-
-
-def _copy(source: pathlib.Path, target: pathlib.Path) -> float:
-    start = time.perf_counter()
-    target.mkdir()
-    for path in (path for path in source.rglob("*") if path.is_file()):
-        (target / path.relative_to(source)).parent.mkdir(exist_ok=True)
-        with path.open("rb") as read, (target / path.relative_to(source)).open("wb") as write:
-            shutil.copyfileobj(read, write, 16 * 2**20)
-            write.flush()
-            os.fsync(write.fileno())
-    seconds = time.perf_counter() - start
-    shutil.rmtree(target)
-    return seconds
 
 
 def _child(arguments: list[str]) -> tuple[float, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import shutil
 import statistics
 import subprocess
 import sys
@@ -60,7 +59,7 @@ def measure(folder: pathlib.Path, rounds: int) -> dict:
     size, restored, copied = sum(a.nbytes for a in state.values()), [], []
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
     for _ in range(rounds):
-        copied.append(copy(saves.root / str(saves.committed()[-1]), folder / "copy"))
+        copied.append(harness.copy(saves.root / str(saves.committed()[-1]), folder / "copy"))
         begun = time.perf_counter()
         found, _ = saves.restore(saves.latest(), abstract)
         jax.block_until_ready(found)
@@ -73,21 +72,6 @@ def measure(folder: pathlib.Path, rounds: int) -> dict:
         "blocked": middle(blocked), "save": middle(saving), "restore": middle(restored), "copy": middle(copied),
         "restore_ratio": middle(copied) / middle(restored), "samples": {"restore": restored, "copy": copied, "blocked": blocked, "save": saving},
     }  # fmt: skip
-
-
-def copy(source: pathlib.Path, target: pathlib.Path) -> float:
-    """Seconds to copy the files of a folder to new files, each with fsync; the copy is removed."""
-    files = [path for path in source.rglob("*") if path.is_file()]
-    target.mkdir()
-    begun = time.perf_counter()
-    for number, path in enumerate(files):
-        with path.open("rb") as read, (target / str(number)).open("wb") as write:
-            shutil.copyfileobj(read, write, 1 << 24)
-            write.flush()
-            os.fsync(write.fileno())
-    seconds = time.perf_counter() - begun
-    shutil.rmtree(target)
-    return seconds
 
 
 if __name__ == "__main__":
